@@ -1,0 +1,1 @@
+//! Sluice: exactly-once event ingestion from Kafka through Redis into `ClickHouse`.
