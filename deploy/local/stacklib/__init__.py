@@ -1,0 +1,1 @@
+"""Local services for Sluice. Standard library only; Linux only, since it reads /proc."""
