@@ -155,10 +155,13 @@ def _down(arguments) -> None:
             if not stack.exists():
                 say(f"there is no stack {name}")
             else:
-                stack.stop(stack.services)
-                if not arguments.keep:
+                if arguments.keep:
+                    stack.stop(stack.services)
+                    say(f"{name} is down, its data is kept")
+                else:
+                    stack.stop_for_good()
                     stack.remove()
-                say(f"{name} is down" + (", its data is kept" if arguments.keep else ""))
+                    say(f"{name} is down")
             lock_file.unlink()
 
 
@@ -169,6 +172,8 @@ def _env(arguments) -> None:
 
 
 def _with_services(arguments, act) -> None:
+    # Before the lock too, so that a misspelt name leaves no lock file behind.
+    Stack(arguments.name).require()
     with Stack(arguments.name).lock():
         stack = Stack(arguments.name)
         stack.require()

@@ -27,8 +27,10 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str):
+def locked(name: str, waiting_for: str = ""):
     """Holds the named lock against every other process with the same state folder.
+
+    Waits as long as it takes; says what it is waiting for, if that is given.
 
     The kernel drops it when the holder dies, however it dies. The file may be removed by a
     holder (`unlink` on the yielded path), so a lock won on a removed file is no lock: try again.
@@ -40,7 +42,8 @@ def locked(name: str):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            warn(f"waiting for another process that holds {path}")
+            if waiting_for:
+                warn(f"waiting for {waiting_for}")
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except BaseException:

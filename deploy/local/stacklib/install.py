@@ -43,7 +43,7 @@ POLICY_TEXT = "#!/bin/sh\n# Written by Sluice's deploy/local/stack for the time 
 
 
 def install(build_only: bool) -> None:
-    with locked("install"):
+    with locked("install", "another install to end"):
         INSTALL.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         _install_packages(build_only)
@@ -55,7 +55,11 @@ def install(build_only: bool) -> None:
 
 def require() -> None:
     """For the commands that start services: they never install anything themselves."""
-    missing = [str(path) for path in (KAFKA, CLICKHOUSE_PYTHON) if not path.exists()]
+    missing = []
+    if not KAFKA.exists():
+        missing.append("Kafka")
+    if not CLICKHOUSE_PYTHON.exists() or clickhouse_library() is None:
+        missing.append("ClickHouse")
     missing += [name for name in ("java", "redis-server") if not shutil.which(name)]
     if missing:
         raise Failure(f"not installed: {', '.join(missing)}; run deploy/local/stack install")

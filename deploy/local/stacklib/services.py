@@ -77,7 +77,7 @@ class Redis(Service):
         write_atomically(self.folder / "redis.conf", "\n".join([
             f"bind {HOST}",
             f"port {self.ports['main']}",
-            f"dir {self.folder}",
+            f'dir "{self.folder}"',
             "daemonize no",
             # The append-only file alone is the durability; no snapshots beside it.
             'save ""',

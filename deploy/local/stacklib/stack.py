@@ -21,6 +21,8 @@ from .services import ClickHouse, Kafka, Redis, Service, new_kafka_id
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 POLL_SECONDS = 0.03
 LOG_LINES = 40
+# Brokers that leave together wait for a quorum that is no more.
+REMOVAL_GRACE_SECONDS = 2.0
 
 
 class Stack:
@@ -42,7 +44,7 @@ class Stack:
 
     def lock(self):
         """Held while the stack is changed; what is on disk may differ from before the wait."""
-        return locked(f"stack-{self.name}")
+        return locked(f"stack-{self.name}", f"another command on stack {self.name} to end")
 
     def create(self, kafka_brokers: int, redis_fsync: str) -> None:
         # An even number of voters survives no more losses than the odd one below it.
@@ -114,6 +116,10 @@ class Stack:
 
     def stop(self, services: list[Service]) -> None:
         stop([s.process for s in services], max((s.stop_seconds for s in services), default=0.0))
+
+    def stop_for_good(self) -> None:
+        """What is about to be removed need not be put away tidily."""
+        stop([s.process for s in self.services], REMOVAL_GRACE_SECONDS)
 
     def remove(self) -> None:
         """The services must have ended. The record goes last: an interrupted removal is repeated."""
