@@ -24,6 +24,7 @@ CLICKHOUSE_VERSION = "26.9.0"
 KAFKA = INSTALL / f"kafka-{KAFKA_VERSION}"
 CLICKHOUSE = INSTALL / f"clickhouse-{CLICKHOUSE_VERSION}"
 CLICKHOUSE_PYTHON = CLICKHOUSE / "bin" / "python3"
+MAVEN_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 # The oldest Java that this Kafka's broker runs on.
 JAVA_MAJOR = 17
 
@@ -174,7 +175,7 @@ def _install_kafka() -> None:
         folder = Path(temporary) / "kafka"
         folder.mkdir()
         (folder / "pom.xml").write_text(POM)
-        _run(["mvn", "-q", "-B", "-f", str(folder / "pom.xml"), "dependency:copy-dependencies",
+        _run(["mvn", "-q", "-B", "-f", str(folder / "pom.xml"), MAVEN_GOAL,
               f"-DoutputDirectory={folder / 'lib'}"], "maven")
         digests = {}
         for jar in sorted((folder / "lib").glob("*.jar")):
