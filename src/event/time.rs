@@ -1,0 +1,223 @@
+//! When an event happened: reading times, and which of those that a record has counts.
+//!
+//! Works in civil days and milliseconds; never asks the clock, so that two attempts at a record agree.
+
+use super::Reason;
+use super::body::{Bodies, Field};
+use super::json::{Kind, Raw};
+use super::text::meaning;
+
+/// What `DateTime64(3, 'UTC')` holds: 1900-01-01 to the end of 2299-12-31, ms since 1970.
+const COLUMN: std::ops::RangeInclusive<i64> = -2_208_988_800_000..=10_413_791_999_999;
+
+/// How far ahead of the record's own time an event may be, ms.
+const AHEAD: i64 = 24 * 3600 * 1000;
+
+/// A point in time. Clients and services give more digits than the column keeps, and a difference of
+/// times must not be one of rounded times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Instant {
+    /// Whole ms since 1970 UTC.
+    ms: i64,
+    /// And this many ns, below a million.
+    ns: i32,
+}
+
+/// When the event happened, ms since 1970 UTC.
+///
+/// The body's `timestamp` as it is (in the captured shape the outer one, which capture has corrected);
+/// else, in the captured shape, the client's time moved by what its clock is off; else `offset` before
+/// `now`; else `now`; else the header, which is epoch ms; else the record's own time, less the `offset`.
+///
+/// A `timestamp` that is there and cannot be read refuses the record; `now`, `sent_at` and `offset` that
+/// cannot be read are as good as none.
+pub(super) fn event_time(bodies: &Bodies<'_>, header: Option<&str>, record: i64) -> Result<i64, Reason> {
+    let ms = claimed_time(bodies, header, record)?;
+    // A record without a time of its own (-1) has nothing to be ahead of.
+    let ahead = record >= 0 && ms.saturating_sub(record) > AHEAD;
+    if COLUMN.contains(&ms) && !ahead {
+        Ok(ms)
+    } else {
+        Err(Reason::BadTimestamp)
+    }
+}
+
+fn claimed_time(bodies: &Bodies<'_>, header: Option<&str>, record: i64) -> Result<i64, Reason> {
+    if let Some(time) = timestamp(bodies.outer.field(Field::Timestamp))? {
+        return Ok(time.ms);
+    }
+    let now = readable(bodies.field(Field::Now));
+    if let Some(inner) = &bodies.inner
+        && let Some(time) = timestamp(inner.field(Field::Timestamp))?
+    {
+        let sent_at = readable(bodies.field(Field::SentAt));
+        return Ok(match (now, sent_at) {
+            (Some(now), Some(sent_at)) => {
+                let ns = now.ns + time.ns - sent_at.ns;
+                now.ms + (time.ms - sent_at.ms) + i64::from(ns.div_euclid(1_000_000))
+            }
+            _ => time.ms,
+        });
+    }
+    let offset = offset(bodies.field(Field::Offset));
+    if let Some(now) = now {
+        return Ok(now.ms.saturating_sub(offset));
+    }
+    if let Some(header) = header.map(str::trim).filter(|header| !header.is_empty()) {
+        return header.parse().map_err(|_| Reason::BadTimestamp);
+    }
+    if record >= 0 {
+        Ok(record.saturating_sub(offset))
+    } else {
+        Err(Reason::BadTimestamp)
+    }
+}
+
+/// A `timestamp` that must be readable if it is there.
+fn timestamp(raw: Raw<'_>) -> Result<Option<Instant>, Reason> {
+    if raw.is_missing() {
+        return Ok(None);
+    }
+    if raw.kind != Kind::String {
+        return Err(Reason::BadTimestamp);
+    }
+    let text = meaning(raw);
+    match text.trim() {
+        "" => Ok(None),
+        text => parse(text).map(Some).ok_or(Reason::BadTimestamp),
+    }
+}
+
+/// A time that is as good as none if it cannot be read.
+fn readable(raw: Raw<'_>) -> Option<Instant> {
+    if raw.kind == Kind::String {
+        parse(meaning(raw).trim())
+    } else {
+        None
+    }
+}
+
+/// Whole ms; clients that measure with fractions lose them.
+fn offset(raw: Raw<'_>) -> i64 {
+    if raw.kind != Kind::Number {
+        return 0;
+    }
+    raw.text
+        .parse()
+        .or_else(|_| raw.text.parse().map(|float: f64| float as i64))
+        .unwrap_or(0)
+}
+
+/// Reads RFC 3339 and what clients make of it: a date alone, a blank for the T, no seconds, no zone (UTC),
+/// an offset of hours alone or without a colon. Digits below a nanosecond are cut off.
+fn parse(text: &str) -> Option<Instant> {
+    let mut rest = text.as_bytes();
+    let year = number(&mut rest, 4)?;
+    skip(&mut rest, b"-")?;
+    let month = number(&mut rest, 2)?;
+    skip(&mut rest, b"-")?;
+    let day = number(&mut rest, 2)?;
+    if !(1..=12).contains(&month) || day < 1 || day > days_in(year, month) {
+        return None;
+    }
+    let days = days_since_1970(year, month, day);
+    if rest.is_empty() {
+        return Some(Instant {
+            ms: days * 86_400_000,
+            ns: 0,
+        });
+    }
+    skip(&mut rest, b"Tt ")?;
+    let hour = number(&mut rest, 2)?;
+    skip(&mut rest, b":")?;
+    let minute = number(&mut rest, 2)?;
+    let mut second = 0;
+    let mut ns = 0;
+    if skip(&mut rest, b":").is_some() {
+        second = number(&mut rest, 2)?;
+        if skip(&mut rest, b".").is_some() {
+            ns = fraction(&mut rest)?;
+        }
+    }
+    // 60 is a leap second: the first of the next minute, as clocks without them have it.
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let east = zone(&mut rest)?;
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - east;
+    Some(Instant {
+        ms: seconds * 1000 + i64::from(ns / 1_000_000),
+        ns: ns % 1_000_000,
+    })
+}
+
+/// How far east of UTC, in seconds; nothing may follow.
+fn zone(rest: &mut &[u8]) -> Option<i64> {
+    let east = match *rest {
+        [] | [b'Z' | b'z'] => return Some(0),
+        [b'+', ..] => 1,
+        [b'-', ..] => -1,
+        _ => return None,
+    };
+    *rest = &rest[1..];
+    let hours = number(rest, 2)?;
+    let mut minutes = 0;
+    if !rest.is_empty() {
+        // With or without a colon.
+        let colon = skip(rest, b":");
+        minutes = number(rest, 2).filter(|_| colon.is_some() || rest.is_empty())?;
+    }
+    (rest.is_empty() && hours <= 23 && minutes <= 59).then_some(east * (hours * 3600 + minutes * 60))
+}
+
+/// So many digits.
+fn number(rest: &mut &[u8], digits: usize) -> Option<i64> {
+    let (front, back) = rest.split_at_checked(digits)?;
+    let mut number = 0;
+    for byte in front {
+        if !byte.is_ascii_digit() {
+            return None;
+        }
+        number = number * 10 + i64::from(byte - b'0');
+    }
+    *rest = back;
+    Some(number)
+}
+
+/// At least one digit behind the point, as ns.
+fn fraction(rest: &mut &[u8]) -> Option<i32> {
+    let len = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, back) = rest.split_at(len);
+    *rest = back;
+    let mut ns = 0;
+    for place in 0..9 {
+        ns = ns * 10 + i32::from(digits.get(place).map_or(0, |digit| digit - b'0'));
+    }
+    (len > 0).then_some(ns)
+}
+
+/// One of these bytes.
+fn skip(rest: &mut &[u8], any: &[u8]) -> Option<()> {
+    let (first, back) = rest.split_first()?;
+    any.contains(first).then(|| *rest = back)
+}
+
+fn is_leap(year: i64) -> bool {
+    year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
+}
+
+fn days_in(year: i64, month: i64) -> i64 {
+    match month {
+        2 => 28 + i64::from(is_leap(year)),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days of the Gregorian calendar, counted in years that begin in March, so that a leap day is the last.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let month = (month + 9) % 12;
+    let in_year = (153 * month + 2) / 5 + day - 1;
+    year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + in_year - 719_468
+}
