@@ -6,15 +6,26 @@
 //! showing it in any way shows no secret.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::Path;
 
 use serde::Serialize;
-use url::Url;
 
+pub use error::ConfigError;
 pub use secret::{HIDDEN, Secret, SecretUrl};
 
+mod api_keys;
+mod defaults;
+mod error;
+mod kafka_options;
+mod raw;
 mod secret;
+#[cfg(test)]
+mod tests;
+mod urls;
+mod validate;
 
 /// The whole configuration. Components take the section they need, not this.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -227,108 +238,63 @@ pub struct ApiKey {
     pub token: String,
 }
 
+impl Config {
+    /// Reads `file`, if one is given, lays the variables `SLUICE_<SECTION>__<KEY>` of this process over it, and
+    /// checks everything.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(file, std::env::vars_os())
+    }
+
+    /// [`Config::load`] with an environment of the caller's.
+    pub fn load_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        validate::validate(raw::Layers::gather(file, environment)?)
+    }
+
+    /// The configuration as the file that would give it, with every secret hidden.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    /// `text` with every secret of this configuration hidden: for the errors of client libraries, which may
+    /// repeat what they were given.
+    pub fn scrub(&self, text: &str) -> String {
+        let decoded = |text: &str| {
+            percent_encoding::percent_decode_str(text)
+                .decode_utf8_lossy()
+                .into_owned()
+        };
+        let in_urls = [Some(&self.redis.url), self.redis.cache_url.as_ref()]
+            .into_iter()
+            .flatten();
+        let mut secrets: Vec<String> = in_urls
+            .filter_map(SecretUrl::expose_password)
+            .flat_map(|password| [password.to_owned(), decoded(password)])
+            .collect();
+        secrets.push(self.clickhouse.password.expose().to_owned());
+        let options = self
+            .kafka
+            .options
+            .iter()
+            .filter(|(name, _)| is_secret_option(name));
+        secrets.extend(options.map(|(_, value)| value.clone()));
+        // The longest first: one secret may be a part of another.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets
+            .iter()
+            .filter(|secret| !secret.is_empty())
+            .fold(text.to_owned(), |text, secret| {
+                text.replace(secret.as_str(), HIDDEN)
+            })
+    }
+}
+
 impl Redis {
     /// The server of the caches: that of the state, unless it has one of its own.
     pub fn cache_url(&self) -> &SecretUrl {
         self.cache_url.as_ref().unwrap_or(&self.url)
-    }
-}
-
-impl Default for Kafka {
-    fn default() -> Self {
-        Self {
-            brokers: "127.0.0.1:9092".to_owned(),
-            group_id: "sluice".to_owned(),
-            topic: "events".to_owned(),
-            overflow_topic: "events_overflow".to_owned(),
-            dead_letter_topic: "events_dead_letter".to_owned(),
-            incarnation: 0,
-            options: BTreeMap::new(),
-        }
-    }
-}
-
-impl Default for Redis {
-    fn default() -> Self {
-        Self {
-            url: known_url("redis://127.0.0.1:6379"),
-            cache_url: None,
-            key_prefix: String::new(),
-            max_connections: 10,
-        }
-    }
-}
-
-impl Default for ClickHouse {
-    fn default() -> Self {
-        Self {
-            url: known_url("http://127.0.0.1:8123"),
-            database: "sluice".to_owned(),
-            user: "default".to_owned(),
-            password: Secret::default(),
-            max_inserts_per_second: 10,
-            insert_deadline_seconds: 60,
-        }
-    }
-}
-
-impl Default for RateLimit {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            limit: 1_000,
-            window_seconds: 3_600,
-            on_redis_down: OnRedisDown::Pause,
-            when_over: WhenOver::Overflow,
-        }
-    }
-}
-
-impl Default for Dedup {
-    fn default() -> Self {
-        Self {
-            window_seconds: 86_400,
-            layout: Layout::Keys,
-            by: DedupBy::Id,
-        }
-    }
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            max_rows: 65_536,
-            max_bytes: 32 << 20,
-            max_age_ms: 1_000,
-        }
-    }
-}
-
-impl Default for Worker {
-    fn default() -> Self {
-        Self {
-            max_in_flight_bytes: 256 << 20,
-            max_events_per_second: 0,
-            drain_seconds: 20,
-        }
-    }
-}
-
-impl Default for Http {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
-            admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9100)),
-        }
-    }
-}
-
-impl Default for Api {
-    fn default() -> Self {
-        Self {
-            requests_per_second: 100,
-            keys: Vec::new(),
-        }
     }
 }
 
@@ -401,13 +367,4 @@ fn shorten_hash(hash: &[u8; 32]) -> String {
 
 fn hash_shortened<S: serde::Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&shorten_hash(hash))
-}
-
-/// A default's URL.
-fn known_url(text: &'static str) -> SecretUrl {
-    #[expect(
-        clippy::expect_used,
-        reason = "the texts are constants of this file, parsed by every test"
-    )]
-    SecretUrl::new(Url::parse(text).expect("a default is a URL"))
 }
