@@ -1,3 +1,5 @@
 //! Sluice: exactly-once event ingestion from Kafka through Redis into `ClickHouse`.
 
 pub mod config;
+pub mod health;
+pub mod telemetry;
