@@ -1,3 +1,14 @@
 //! Sluice: exactly-once event ingestion from Kafka through Redis into `ClickHouse`.
+//!
+//! Reading order: [`config`] (what it is told), [`event`] (a record becomes an event), [`pipeline`] (the data path, a
+//! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`health`] and
+//! [`telemetry`] (what it tells).
 
+pub mod clickhouse;
+pub mod config;
 pub mod event;
+pub mod health;
+pub mod kafka;
+pub mod pipeline;
+pub mod redis;
+pub mod telemetry;

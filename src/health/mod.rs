@@ -1,0 +1,255 @@
+//! What is ready, and why not.
+//!
+//! Owns the state that `/healthz` and `/readyz` tell: whether each service answers, as the [`Prober`] and the
+//! worker see it, and whether the worker still polls. It decides nothing: back-pressure is the pipeline's.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::telemetry::{self, Service};
+
+pub use admin::{BindError, bind, serve};
+pub use prober::Prober;
+
+mod admin;
+mod prober;
+
+/// A worker that has not polled for so long is not ready: its partitions stand still.
+const POLL_READY: Duration = Duration::from_secs(8);
+/// A worker that has not polled for so long is stuck, and only a restart will help. Services being gone is no
+/// reason: the loop goes round without them.
+const POLL_ALIVE: Duration = Duration::from_mins(1);
+
+/// What is known about this process's readiness; shared, and cheap to tell.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    /// Milliseconds after `started` of the last turn of the poll loop; [`NOT_POLLING`] for none expected.
+    polled_at: AtomicU64,
+    services: Mutex<Vec<ServiceHealth>>,
+}
+
+/// No worker runs in this process.
+const NOT_POLLING: u64 = u64::MAX;
+
+#[derive(Debug)]
+struct ServiceHealth {
+    service: Service,
+    state: State,
+    since: Instant,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Untried,
+    Up,
+    Down(String),
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    /// Whether everything this process needs is there.
+    pub ready: bool,
+    /// Why not, a sentence a reason.
+    pub reasons: Vec<String>,
+    /// Each service.
+    pub services: Vec<ServiceReadiness>,
+}
+
+/// One service in the answer of `/readyz`.
+#[derive(Debug, Serialize)]
+pub struct ServiceReadiness {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it answers.
+    pub up: bool,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// For how long that has been so.
+    pub for_seconds: u64,
+}
+
+impl Health {
+    /// The health of a process that needs these services. None is ready before it has answered once.
+    pub fn new(services: &[Service]) -> Arc<Self> {
+        let now = Instant::now();
+        let untried = |&service| ServiceHealth {
+            service,
+            state: State::Untried,
+            since: now,
+        };
+        Arc::new(Self {
+            started: now,
+            polled_at: AtomicU64::new(NOT_POLLING),
+            services: Mutex::new(services.iter().map(untried).collect()),
+        })
+    }
+
+    /// The worker's poll loop went round. The first call is the promise that it will go on doing so: make it
+    /// when the loop begins.
+    pub fn polled(&self) {
+        self.polled_at.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
+
+    /// The poll loop ended in good order: nobody waits for its next turn.
+    pub fn polling_ended(&self) {
+        self.polled_at.store(NOT_POLLING, Ordering::Relaxed);
+    }
+
+    /// A service answered.
+    pub fn up(&self, service: Service) {
+        self.set(service, State::Up);
+    }
+
+    /// A service did not answer. The reason is shown to whoever asks `/readyz`: no secret in it.
+    pub fn down(&self, service: Service, reason: impl Into<String>) {
+        self.set(service, State::Down(reason.into()));
+    }
+
+    /// Whether this process can do its work, and why not.
+    pub fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if let Some(idle) = self.since_poll().filter(|idle| *idle > POLL_READY) {
+            reasons.push(format!("the worker has not polled for {} s", idle.as_secs()));
+        }
+        let services = self
+            .lock()
+            .iter()
+            .map(ServiceHealth::readiness)
+            .collect::<Vec<_>>();
+        for ServiceReadiness { name, up, reason, .. } in &services {
+            if !up {
+                reasons.push(format!(
+                    "{name} is down: {}",
+                    reason.as_deref().unwrap_or("unknown")
+                ));
+            }
+        }
+        Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+            services,
+        }
+    }
+
+    /// Whether the poll loop moves, or how long it has not.
+    pub fn alive(&self) -> Result<(), Duration> {
+        match self.since_poll() {
+            Some(idle) if idle > POLL_ALIVE => Err(idle),
+            _ => Ok(()),
+        }
+    }
+
+    fn set(&self, service: Service, state: State) {
+        let mut services = self.lock();
+        let Some(health) = services.iter_mut().find(|health| health.service == service) else {
+            return;
+        };
+        let is_up = state == State::Up;
+        // A new reason for the same outage is kept, but is no new outage.
+        let changed = is_up != (health.state == State::Up) || health.state == State::Untried;
+        let lasted = health.since.elapsed();
+        if changed {
+            health.since = Instant::now();
+            telemetry::metrics()
+                .service_up
+                .of(service)
+                .set(f64::from(u8::from(is_up)));
+            match (&state, &health.state) {
+                (State::Down(reason), _) => {
+                    tracing::warn!(
+                        service = service.name(),
+                        error = reason,
+                        "service does not answer"
+                    );
+                }
+                (_, State::Down(_)) => {
+                    tracing::info!(
+                        service = service.name(),
+                        down_seconds = lasted.as_secs_f64(),
+                        "service answers again"
+                    );
+                }
+                _ => tracing::debug!(service = service.name(), "service answers"),
+            }
+        }
+        health.state = state;
+    }
+
+    fn since_poll(&self) -> Option<Duration> {
+        match self.polled_at.load(Ordering::Relaxed) {
+            NOT_POLLING => None,
+            at => Some(Duration::from_millis(self.elapsed_ms().saturating_sub(at))),
+        }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// The list is never left half changed, so a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, Vec<ServiceHealth>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServiceHealth {
+    fn readiness(&self) -> ServiceReadiness {
+        ServiceReadiness {
+            name: self.service.name(),
+            up: self.state == State::Up,
+            reason: match &self.state {
+                State::Untried => Some("it has not answered yet".to_owned()),
+                State::Up => None,
+                State::Down(reason) => Some(reason.clone()),
+            },
+            for_seconds: self.since.elapsed().as_secs(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_ready_once_every_service_answered_and_names_those_that_do_not() {
+        let health = Health::new(&[Service::Kafka, Service::Redis]);
+        assert_eq!(health.readiness().reasons.len(), 2);
+        health.up(Service::Kafka);
+        health.up(Service::Redis);
+        assert!(health.readiness().ready);
+        health.down(Service::Redis, "connection refused");
+        let readiness = health.readiness();
+        assert_eq!(readiness.reasons, ["redis is down: connection refused"]);
+        health.up(Service::Redis);
+        assert!(health.readiness().ready);
+    }
+
+    #[test]
+    fn a_service_that_is_not_needed_changes_nothing() {
+        let health = Health::new(&[Service::Redis]);
+        health.up(Service::Redis);
+        health.down(Service::Kafka, "gone");
+        assert!(health.readiness().ready);
+    }
+
+    #[test]
+    fn a_worker_that_stands_still_is_not_ready_and_later_not_alive() {
+        let mut health = Arc::into_inner(Health::new(&[])).unwrap();
+        assert!(health.readiness().ready && health.alive().is_ok());
+        health.polled();
+        assert!(health.readiness().ready && health.alive().is_ok());
+        health.started = health.started.checked_sub(Duration::from_secs(9)).unwrap();
+        assert!(!health.readiness().ready && health.alive().is_ok());
+        health.started = health.started.checked_sub(Duration::from_mins(1)).unwrap();
+        assert!(health.alive().is_err());
+        health.polling_ended();
+        assert!(health.readiness().ready && health.alive().is_ok());
+    }
+}

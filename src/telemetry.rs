@@ -1,0 +1,520 @@
+//! What the program tells about itself: every metric's name, unit and help, and how logs are written.
+//!
+//! Owns all names. The rest of the crate takes handles from [`metrics()`] and adds to them: a handle is fetched
+//! once, so counting is one atomic operation. An outcome is counted in the branch in which it happened.
+
+#![expect(
+    clippy::disallowed_macros,
+    reason = "this is the one file that names metrics, and describes each"
+)]
+
+use std::io::IsTerminal;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::TryInitError;
+
+const EVENTS: &str = "sluice_events_total";
+const DEAD_LETTERS: &str = "sluice_dead_letters_total";
+const RECORDS_CONSUMED: &str = "sluice_records_consumed_total";
+const BYTES_CONSUMED: &str = "sluice_bytes_consumed_total";
+const BLOCKS: &str = "sluice_blocks_total";
+const STAGE_DURATION: &str = "sluice_stage_duration_seconds";
+const INSERTS: &str = "sluice_inserts_total";
+const INSERT_ROWS: &str = "sluice_insert_rows_total";
+const INSERT_RETRIES: &str = "sluice_insert_retries_total";
+const COMMITS: &str = "sluice_commits_total";
+const COMMITS_REFUSED: &str = "sluice_commits_refused_total";
+const REBALANCES: &str = "sluice_rebalances_total";
+const RETRIES: &str = "sluice_retries_total";
+const SERVICE_UP: &str = "sluice_service_up";
+const IN_FLIGHT_BYTES: &str = "sluice_in_flight_bytes";
+const ASSIGNED_PARTITIONS: &str = "sluice_assigned_partitions";
+const PAUSED_PARTITIONS: &str = "sluice_paused_partitions";
+const STOPPED_PARTITIONS: &str = "sluice_stopped_partitions";
+const CONSUMER_LAG: &str = "sluice_consumer_lag_records";
+const OFFSETS_MISSING: &str = "sluice_offsets_missing_total";
+const CLOCK_DIFFERENCE: &str = "sluice_clock_difference_seconds";
+const BUILD_INFO: &str = "sluice_build_info";
+const HTTP_REQUESTS: &str = "sluice_http_requests_total";
+const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
+
+/// Name, unit and help of every counter.
+const COUNTERS: [(&str, Unit, &str); 14] = [
+    (EVENTS, Unit::Count, "Records settled, by what became of them."),
+    (
+        DEAD_LETTERS,
+        Unit::Count,
+        "Records sent to the dead-letter topic, by reason.",
+    ),
+    (
+        RECORDS_CONSUMED,
+        Unit::Count,
+        "Records polled from Kafka, repeats after a restart included.",
+    ),
+    (
+        BYTES_CONSUMED,
+        Unit::Bytes,
+        "Bytes of keys and payloads polled from Kafka.",
+    ),
+    (
+        BLOCKS,
+        Unit::Count,
+        "Blocks settled: fresh, or recovered from an earlier attempt.",
+    ),
+    (INSERTS, Unit::Count, "Inserts that ClickHouse acknowledged."),
+    (
+        INSERT_ROWS,
+        Unit::Count,
+        "Rows in acknowledged inserts, those of repeated inserts included.",
+    ),
+    (INSERT_RETRIES, Unit::Count, "Inserts sent again after a failure."),
+    (COMMITS, Unit::Count, "Offset commits that the broker accepted."),
+    (
+        COMMITS_REFUSED,
+        Unit::Count,
+        "Offset commits that the broker refused; the partition is dropped.",
+    ),
+    (REBALANCES, Unit::Count, "Partitions assigned, revoked and lost."),
+    (
+        RETRIES,
+        Unit::Count,
+        "Calls repeated after a failure of a service, by service.",
+    ),
+    (
+        OFFSETS_MISSING,
+        Unit::Count,
+        "Offsets gone from the topic before they were read.",
+    ),
+    (
+        HTTP_REQUESTS,
+        Unit::Count,
+        "HTTP requests answered, by route and status.",
+    ),
+];
+
+/// Name, unit and help of every gauge.
+const GAUGES: [(&str, Unit, &str); 8] = [
+    (
+        SERVICE_UP,
+        Unit::Count,
+        "1 while a service answers, 0 while it does not.",
+    ),
+    (
+        IN_FLIGHT_BYTES,
+        Unit::Bytes,
+        "Bytes of records held by this worker.",
+    ),
+    (ASSIGNED_PARTITIONS, Unit::Count, "Partitions this worker owns."),
+    (
+        PAUSED_PARTITIONS,
+        Unit::Count,
+        "Partitions not polled, for back-pressure.",
+    ),
+    (
+        STOPPED_PARTITIONS,
+        Unit::Count,
+        "Partitions stopped until an operator decides.",
+    ),
+    (
+        CONSUMER_LAG,
+        Unit::Count,
+        "Records of a partition that are not settled yet.",
+    ),
+    (
+        CLOCK_DIFFERENCE,
+        Unit::Seconds,
+        "This machine's clock minus the service's.",
+    ),
+    (BUILD_INFO, Unit::Count, "Always 1; the label tells the version."),
+];
+
+/// Name, unit and help of every histogram.
+const HISTOGRAMS: [(&str, Unit, &str); 2] = [
+    (
+        STAGE_DURATION,
+        Unit::Seconds,
+        "Time a block spent in a stage, retries included.",
+    ),
+    (
+        HTTP_DURATION,
+        Unit::Seconds,
+        "Time to answer an HTTP request, by route.",
+    ),
+];
+
+/// Upper bounds of every histogram, in seconds: from one Redis round trip to an insert's deadline.
+const BUCKETS_SECONDS: [f64; 15] = [
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// Declares a label's values; each is one series of a [`Family`].
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident = $key:literal { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The value as it stands in metrics and logs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl Label for $name {
+            const KEY: &'static str = $key;
+            const VALUES: &'static [Self] = Self::ALL;
+
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn text(self) -> &'static str {
+                self.name()
+            }
+        }
+    };
+}
+
+label! {
+    /// What became of a record. Each ends in exactly one.
+    Outcome = "outcome" {
+        /// A row in the table.
+        Written = "written",
+        /// A claim of another record was there.
+        Duplicate = "duplicate",
+        /// Over its token's limit: the overflow topic.
+        Limited = "limited",
+        /// No event: the dead-letter topic.
+        DeadLetter = "dead_letter",
+    }
+}
+
+label! {
+    /// How a block came about.
+    BlockKind = "kind" {
+        /// Cut from what was polled.
+        Fresh = "fresh",
+        /// Begun by an earlier attempt, and possibly written.
+        Recovery = "recovery",
+    }
+}
+
+label! {
+    /// A stage of the data path.
+    Stage = "stage" {
+        /// Records become events.
+        Decode = "decode",
+        /// Duplicates are found.
+        Claim = "claim",
+        /// Limits are kept.
+        Permit = "permit",
+        /// The block is made recoverable.
+        Announce = "announce",
+        /// The insert, with its retries.
+        Write = "write",
+        /// Dead letters and overflow.
+        Reject = "reject",
+        /// Timelines, properties, counters.
+        Remember = "remember",
+        /// The block's end is committed.
+        Advance = "advance",
+    }
+}
+
+label! {
+    /// What a rebalance did to a partition.
+    Rebalance = "event" {
+        /// It came to this worker.
+        Assigned = "assigned",
+        /// It was given back in good order.
+        Revoked = "revoked",
+        /// It was gone before anything could be settled.
+        Lost = "lost",
+    }
+}
+
+label! {
+    /// A service that the program needs.
+    Service = "service" {
+        /// Records, rejects and offsets.
+        Kafka = "kafka",
+        /// Claims, limits, timelines, caches.
+        Redis = "redis",
+        /// The events table.
+        ClickHouse = "clickhouse",
+    }
+}
+
+/// The values of a label, known beforehand.
+trait Label: Copy + 'static {
+    const KEY: &'static str;
+    const VALUES: &'static [Self];
+
+    fn index(self) -> usize;
+    fn text(self) -> &'static str;
+}
+
+/// The handles of one metric, one for each value of its label.
+#[derive(Debug)]
+pub struct Family<L, H> {
+    handles: Vec<H>,
+    label: std::marker::PhantomData<L>,
+}
+
+#[expect(private_bounds, reason = "labels are declared in this file alone")]
+impl<L: Label, H> Family<L, H> {
+    fn new(register: fn(&'static str, &'static str, &'static str) -> H, name: &'static str) -> Self {
+        let handles = L::VALUES
+            .iter()
+            .map(|value| register(name, L::KEY, value.text()))
+            .collect();
+        Self {
+            handles,
+            label: std::marker::PhantomData,
+        }
+    }
+
+    /// The handle of one value.
+    pub fn of(&self, value: L) -> &H {
+        &self.handles[value.index()]
+    }
+}
+
+/// Every metric whose labels are known beforehand. All series exist, at zero, from the start.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each is described once, in the tables above")]
+pub struct Metrics {
+    pub events: Family<Outcome, Counter>,
+    pub records_consumed: Counter,
+    pub bytes_consumed: Counter,
+    pub blocks: Family<BlockKind, Counter>,
+    pub stage_duration: Family<Stage, Histogram>,
+    pub inserts: Counter,
+    pub insert_rows: Counter,
+    pub insert_retries: Counter,
+    pub commits: Counter,
+    pub commits_refused: Counter,
+    pub rebalances: Family<Rebalance, Counter>,
+    pub retries: Family<Service, Counter>,
+    pub service_up: Family<Service, Gauge>,
+    pub in_flight_bytes: Gauge,
+    pub assigned_partitions: Gauge,
+    pub paused_partitions: Gauge,
+    pub stopped_partitions: Gauge,
+    pub offsets_missing: Counter,
+    pub clock_difference: Family<Service, Gauge>,
+}
+
+impl Metrics {
+    fn register() -> Self {
+        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
+        Self {
+            events: Family::new(labelled_counter, EVENTS),
+            records_consumed: counter!(RECORDS_CONSUMED),
+            bytes_consumed: counter!(BYTES_CONSUMED),
+            blocks: Family::new(labelled_counter, BLOCKS),
+            stage_duration: Family::new(labelled_histogram, STAGE_DURATION),
+            inserts: counter!(INSERTS),
+            insert_rows: counter!(INSERT_ROWS),
+            insert_retries: counter!(INSERT_RETRIES),
+            commits: counter!(COMMITS),
+            commits_refused: counter!(COMMITS_REFUSED),
+            rebalances: Family::new(labelled_counter, REBALANCES),
+            retries: Family::new(labelled_counter, RETRIES),
+            service_up: Family::new(labelled_gauge, SERVICE_UP),
+            in_flight_bytes: gauge!(IN_FLIGHT_BYTES),
+            assigned_partitions: gauge!(ASSIGNED_PARTITIONS),
+            paused_partitions: gauge!(PAUSED_PARTITIONS),
+            stopped_partitions: gauge!(STOPPED_PARTITIONS),
+            offsets_missing: counter!(OFFSETS_MISSING),
+            clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),
+        }
+    }
+}
+
+fn labelled_counter(name: &'static str, key: &'static str, value: &'static str) -> Counter {
+    counter!(name, key => value)
+}
+
+fn labelled_gauge(name: &'static str, key: &'static str, value: &'static str) -> Gauge {
+    gauge!(name, key => value)
+}
+
+fn labelled_histogram(name: &'static str, key: &'static str, value: &'static str) -> Histogram {
+    histogram!(name, key => value)
+}
+
+/// The handles, the same for the whole process. Before [`install_metrics`] they lead nowhere, for good: a
+/// command that shows metrics installs them first.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
+    &METRICS
+}
+
+/// Dead letters of one reason. The words are few and known; keep the handle where they are counted often.
+pub fn dead_letters(reason: &'static str) -> Counter {
+    counter!(DEAD_LETTERS, "reason" => reason)
+}
+
+/// How many records of a partition are not settled yet. Set it to zero when the partition goes: the series
+/// stays.
+pub fn consumer_lag(partition: i32) -> Gauge {
+    gauge!(CONSUMER_LAG, "partition" => partition.to_string())
+}
+
+/// Counts one answered request. `route` is the route's pattern, never the path: paths are without number.
+pub fn http_request(route: &'static str, status: u16, elapsed: Duration) {
+    counter!(HTTP_REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
+    histogram!(HTTP_DURATION, "route" => route).record(elapsed);
+}
+
+/// Why telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The recorder's settings are wrong.
+    #[error("metrics cannot be set up")]
+    Recorder(#[from] BuildError),
+    /// This process has a recorder already.
+    #[error("metrics are set up already")]
+    RecorderTaken,
+    /// This process has a log subscriber already.
+    #[error("logs are set up already")]
+    LogsTaken(#[from] TryInitError),
+}
+
+/// Makes [`metrics()`] lead to the returned handle, which renders them for Prometheus. Call its `run_upkeep`
+/// every few seconds: the admin server does.
+pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
+    let recorder = PrometheusBuilder::new()
+        .set_buckets(&BUCKETS_SECONDS)?
+        .build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|_| TelemetryError::RecorderTaken)?;
+    describe();
+    // Registered now, so that every series is there at zero before its first event.
+    metrics();
+    Ok(handle)
+}
+
+fn describe() {
+    for (name, unit, help) in COUNTERS {
+        metrics::describe_counter!(name, unit, help);
+    }
+    for (name, unit, help) in GAUGES {
+        metrics::describe_gauge!(name, unit, help);
+    }
+    for (name, unit, help) in HISTOGRAMS {
+        metrics::describe_histogram!(name, unit, help);
+    }
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// A line of text for a reader.
+    Text,
+    /// An object a line for a machine.
+    Json,
+}
+
+/// Sends logs to standard error, as standard output is for results. Events of the `log` crate, librdkafka's
+/// among them, come along.
+pub fn init_logs(format: LogFormat, filter: EnvFilter) -> Result<(), TelemetryError> {
+    use tracing_subscriber::util::SubscriberInitExt;
+
+    let terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text | LogFormat::Auto if terminal || format == LogFormat::Text => {
+            builder.with_ansi(terminal).finish().try_init()?;
+        }
+        _ => builder
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .finish()
+            .try_init()?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn rendered() -> String {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets(&BUCKETS_SECONDS)
+            .unwrap()
+            .build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            let metrics = Metrics::register();
+            metrics.events.of(Outcome::DeadLetter).increment(3);
+            metrics
+                .stage_duration
+                .of(Stage::Advance)
+                .record(Duration::from_millis(2));
+            for stage in Stage::ALL {
+                metrics.stage_duration.of(*stage).record(0.1);
+            }
+            dead_letters("not_json").increment(1);
+            consumer_lag(7).set(5);
+            http_request("/v1/query", 200, Duration::from_millis(3));
+        });
+        recorder.handle().render()
+    }
+
+    #[test]
+    fn every_metric_has_a_description_and_every_description_a_metric() {
+        let text = rendered();
+        let names = |start: &str| -> BTreeSet<String> {
+            text.lines()
+                .filter_map(|line| line.strip_prefix(start))
+                .map(|line| line.split(' ').next().unwrap().to_owned())
+                .collect()
+        };
+        let (helped, typed) = (names("# HELP "), names("# TYPE "));
+        assert_eq!(helped, typed);
+        assert_eq!(
+            typed.len(),
+            COUNTERS.len() + GAUGES.len() + HISTOGRAMS.len(),
+            "{typed:?}"
+        );
+        assert!(typed.iter().all(|name| name.starts_with("sluice_")));
+    }
+
+    #[test]
+    fn outcomes_are_counted_under_the_names_of_the_contract() {
+        let text = rendered();
+        for outcome in ["written", "duplicate", "limited"] {
+            assert!(
+                text.contains(&format!("sluice_events_total{{outcome=\"{outcome}\"}} 0")),
+                "{text}"
+            );
+        }
+        assert!(
+            text.contains("sluice_events_total{outcome=\"dead_letter\"} 3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("sluice_stage_duration_seconds_bucket{stage=\"advance\",le=\"0.0025\"} 1"),
+            "{text}"
+        );
+    }
+}
