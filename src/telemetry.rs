@@ -38,12 +38,16 @@ const STOPPED_PARTITIONS: &str = "sluice_stopped_partitions";
 const CONSUMER_LAG: &str = "sluice_consumer_lag_records";
 const OFFSETS_MISSING: &str = "sluice_offsets_missing_total";
 const CLOCK_DIFFERENCE: &str = "sluice_clock_difference_seconds";
+const CONSUMER_RESTARTS: &str = "sluice_consumer_restarts_total";
+const DECIDED_OTHERWISE: &str = "sluice_decided_otherwise_total";
+const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
+const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
 const BUILD_INFO: &str = "sluice_build_info";
 const HTTP_REQUESTS: &str = "sluice_http_requests_total";
 const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 14] = [
+const COUNTERS: [(&str, Unit, &str); 18] = [
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -88,6 +92,26 @@ const COUNTERS: [(&str, Unit, &str); 14] = [
         OFFSETS_MISSING,
         Unit::Count,
         "Offsets gone from the topic before they were read.",
+    ),
+    (
+        CONSUMER_RESTARTS,
+        Unit::Count,
+        "Times the Kafka consumer was made anew after an error.",
+    ),
+    (
+        DECIDED_OTHERWISE,
+        Unit::Count,
+        "Events that a recovery sent to overflow because an earlier attempt had not written them.",
+    ),
+    (
+        ANNOUNCEMENTS_LOST,
+        Unit::Count,
+        "Announced blocks whose records had changed when they were read again.",
+    ),
+    (
+        BAD_OVERRIDES,
+        Unit::Count,
+        "Tokens' own limits that could not be read and were ignored.",
     ),
     (
         HTTP_REQUESTS,
@@ -310,6 +334,10 @@ pub struct Metrics {
     pub paused_partitions: Gauge,
     pub stopped_partitions: Gauge,
     pub offsets_missing: Counter,
+    pub consumer_restarts: Counter,
+    pub decided_otherwise: Counter,
+    pub announcements_lost: Counter,
+    pub bad_overrides: Counter,
     pub clock_difference: Family<Service, Gauge>,
 }
 
@@ -335,6 +363,10 @@ impl Metrics {
             paused_partitions: gauge!(PAUSED_PARTITIONS),
             stopped_partitions: gauge!(STOPPED_PARTITIONS),
             offsets_missing: counter!(OFFSETS_MISSING),
+            consumer_restarts: counter!(CONSUMER_RESTARTS),
+            decided_otherwise: counter!(DECIDED_OTHERWISE),
+            announcements_lost: counter!(ANNOUNCEMENTS_LOST),
+            bad_overrides: counter!(BAD_OVERRIDES),
             clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),
         }
     }

@@ -177,8 +177,6 @@ pub enum DedupBy {
     Id,
     /// Token, user, event and time: for clients that make a new id at each retry.
     Content,
-    /// Nothing: every record is an event of its own.
-    None,
 }
 
 /// `[batch]`

@@ -127,11 +127,7 @@ fn dedup(layers: &mut Layers) -> Dedup {
         by: layers.choice(
             "dedup.by",
             default.by,
-            &[
-                ("id", DedupBy::Id),
-                ("content", DedupBy::Content),
-                ("none", DedupBy::None),
-            ],
+            &[("id", DedupBy::Id), ("content", DedupBy::Content)],
             &[],
         ),
     }

@@ -3,6 +3,7 @@
 //! Owns the state that `/healthz` and `/readyz` tell: whether each service answers, as the [`Prober`] and the
 //! worker see it, and whether the worker still polls. It decides nothing: back-pressure is the pipeline's.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub struct Health {
     /// Milliseconds after `started` of the last turn of the poll loop; [`NOT_POLLING`] for none expected.
     polled_at: AtomicU64,
     services: Mutex<Vec<ServiceHealth>>,
+    /// Partitions that wait for an operator, each with its reason.
+    stopped: Mutex<BTreeMap<i32, String>>,
 }
 
 /// No worker runs in this process.
@@ -58,6 +61,10 @@ pub struct Readiness {
     pub reasons: Vec<String>,
     /// Each service.
     pub services: Vec<ServiceReadiness>,
+    /// Partitions that wait for an operator, each with its reason. The others go on, so these do not make the
+    /// process unready; alert on `sluice_stopped_partitions`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stopped: BTreeMap<i32, String>,
 }
 
 /// One service in the answer of `/readyz`.
@@ -87,6 +94,7 @@ impl Health {
             started: now,
             polled_at: AtomicU64::new(NOT_POLLING),
             services: Mutex::new(services.iter().map(untried).collect()),
+            stopped: Mutex::default(),
         })
     }
 
@@ -111,6 +119,22 @@ impl Health {
         self.set(service, State::Down(reason.into()));
     }
 
+    /// A partition is stopped until an operator has looked.
+    pub fn partition_stopped(&self, partition: i32, reason: String) {
+        self.stopped(|stopped| stopped.insert(partition, reason));
+    }
+
+    /// A partition is no longer this worker's.
+    pub fn partition_gone(&self, partition: i32) {
+        self.stopped(|stopped| stopped.remove(&partition));
+    }
+
+    fn stopped(&self, change: impl FnOnce(&mut BTreeMap<i32, String>) -> Option<String>) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut stopped);
+        telemetry::metrics().stopped_partitions.set(stopped.len() as f64);
+    }
+
     /// Whether this process can do its work, and why not.
     pub fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
@@ -130,10 +154,16 @@ impl Health {
                 ));
             }
         }
+        let stopped = self
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         Readiness {
             ready: reasons.is_empty(),
             reasons,
             services,
+            stopped,
         }
     }
 

@@ -1,0 +1,156 @@
+//! The table `events` and its migrations. Each statement is safe to run again and by several at once.
+//!
+//! Owns names, types and settings of what Sluice keeps in `ClickHouse`; operators may alter settings.
+
+use ::clickhouse::Client;
+use ::clickhouse::error::Result;
+
+use super::{identifier, literal};
+
+/// The constraint that refuses an insert whose announcement is too old (or too new).
+pub const IN_TIME: &str = "in_time";
+/// Events from before this year share one table partition, so that odd clocks make few parts.
+const OLDEST_PARTITION_YEAR: u32 = 2015;
+/// Tokens of inserts that the server remembers, for each table: see `check`.
+pub const DEDUPLICATION_WINDOW: u64 = 100_000;
+
+fn in_time(deadline_seconds: u32) -> String {
+    // `now64` is fixed when the statement begins; an insert that stalls half sent would still pass.
+    format!(
+        "ingested_at > nowInBlock64(3) - INTERVAL {deadline_seconds} SECOND \
+         AND ingested_at < nowInBlock64(3) + INTERVAL {deadline_seconds} SECOND"
+    )
+}
+
+fn events_table(database: &str, deadline_seconds: u32) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {db}.events (
+            uuid UUID,
+            token LowCardinality(String),
+            event LowCardinality(String),
+            distinct_id String,
+            timestamp DateTime64(3, 'UTC'),
+            properties String,
+            kafka_topic LowCardinality(String),
+            kafka_incarnation UInt32,
+            kafka_partition UInt32,
+            kafka_offset UInt64 CODEC(Delta, LZ4),
+            ingested_at DateTime64(3, 'UTC') CODEC(Delta, LZ4),
+            CONSTRAINT {IN_TIME} CHECK {check},
+            INDEX kafka_offsets kafka_offset TYPE minmax GRANULARITY 1,
+            PROJECTION positions (
+                SELECT kafka_topic, kafka_incarnation, kafka_partition, max(kafka_offset)
+                GROUP BY kafka_topic, kafka_incarnation, kafka_partition
+            )
+        )
+        ENGINE = ReplacingMergeTree
+        PARTITION BY toYYYYMM(greatest(timestamp, toDateTime64('{OLDEST_PARTITION_YEAR}-01-01 00:00:00', 3, 'UTC')))
+        ORDER BY (token, toDate(timestamp), event, cityHash64(distinct_id), uuid)
+        SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW},
+                 deduplicate_merge_projection_mode = 'rebuild'",
+        db = identifier(database),
+        check = in_time(deadline_seconds),
+    )
+}
+
+/// Creates the database and the tables where they are missing.
+pub async fn migrate(client: &Client, database: &str, deadline_seconds: u32) -> Result<()> {
+    // The client names its database in each request; the first statement must not.
+    let bare = client.clone().with_database("default");
+    bare.query_raw(&format!("CREATE DATABASE IF NOT EXISTS {}", identifier(database)))
+        .execute()
+        .await?;
+    bare.query_raw(&events_table(database, deadline_seconds))
+        .execute()
+        .await?;
+    // Rows that are refused for good are found by trial inserts here: same columns and constraints, no rows kept.
+    bare.query_raw(&format!(
+        "CREATE TABLE IF NOT EXISTS {db}.events_trial AS {db}.events ENGINE = Null",
+        db = identifier(database)
+    ))
+    .execute()
+    .await
+}
+
+/// What stands between a table and the protocol, if anything.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Mismatch {
+    /// There is no table.
+    #[error("the table {0}.events does not exist: run `sluice migrate`")]
+    Missing(String),
+    /// The table enforces another deadline than the configured one, or none.
+    #[error(
+        "the table {database}.events does not enforce clickhouse.insert_deadline_seconds = {configured}: its \
+         constraint `in_time` is {found}"
+    )]
+    Deadline {
+        /// `clickhouse.database`.
+        database: String,
+        /// `clickhouse.insert_deadline_seconds`.
+        configured: u32,
+        /// The constraint as the table has it.
+        found: String,
+    },
+}
+
+/// Compares the table with what the protocol needs of it; `None` is agreement.
+pub async fn compare(client: &Client, database: &str, deadline_seconds: u32) -> Result<Option<Mismatch>> {
+    let create: Option<String> = client
+        .clone()
+        .with_database("default")
+        .query_raw(&format!(
+            "SELECT create_table_query FROM system.tables WHERE database = {} AND name = 'events'",
+            literal(database)
+        ))
+        .fetch_optional()
+        .await?;
+    let Some(create) = create else {
+        return Ok(Some(Mismatch::Missing(database.to_owned())));
+    };
+    Ok(
+        deadline_mismatch(&create, deadline_seconds).map(|found| Mismatch::Deadline {
+            database: database.to_owned(),
+            configured: deadline_seconds,
+            found,
+        }),
+    )
+}
+
+/// The constraint as found, where it is not the configured one. `ClickHouse` prints `INTERVAL n SECOND`
+/// as `toIntervalSecond(n)`.
+fn deadline_mismatch(create: &str, deadline_seconds: u32) -> Option<String> {
+    let Some(at) = create.find(&format!("CONSTRAINT {IN_TIME} CHECK ")) else {
+        return Some("missing".to_owned());
+    };
+    let rest = &create[at..];
+    let end = rest
+        .find(", INDEX")
+        .or_else(|| rest.find(", PROJECTION"))
+        .unwrap_or(rest.len());
+    let found = &rest[..end];
+    let seconds = format!("toIntervalSecond({deadline_seconds})");
+    let agrees = found.contains("nowInBlock64") && found.matches(&seconds).count() == 2;
+    (!agrees).then(|| found.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_enforces_another_deadline_is_seen() {
+        let create = |n: u32| {
+            format!(
+                "CREATE TABLE d.events (`uuid` UUID, CONSTRAINT in_time CHECK (ingested_at > (nowInBlock64(3) - \
+                 toIntervalSecond({n}))) AND (ingested_at < (nowInBlock64(3) + toIntervalSecond({n}))), INDEX a b)"
+            )
+        };
+        assert_eq!(deadline_mismatch(&create(60), 60), None);
+        assert!(deadline_mismatch(&create(600), 60).is_some());
+        assert_eq!(
+            deadline_mismatch("CREATE TABLE d.events (`uuid` UUID)", 60).as_deref(),
+            Some("missing")
+        );
+        assert!(deadline_mismatch(&create(60).replace("nowInBlock64", "now64"), 60).is_some());
+    }
+}

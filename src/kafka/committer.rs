@@ -1,0 +1,301 @@
+//! Commits, on a thread of their own: a frozen broker holds a commit far longer than a poll may take.
+//!
+//! Owns the fence: a commit is sent only for a partition that is owned in the epoch in which its block was
+//! read, and a partition changes hands only when no commit of it is under way. Never decides what is committed.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::oneshot;
+
+/// How long reading the committed offsets back may take.
+const READ_BACK: Duration = Duration::from_secs(10);
+
+/// Which partitions are owned, each in which epoch. The lock is held while a commit is under way.
+#[derive(Debug, Default)]
+pub struct Ownership(Mutex<HashMap<i32, u64>>);
+
+impl Ownership {
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on `partition` is owned in `epoch`.
+    pub fn grant(&self, partition: i32, epoch: u64) {
+        self.lock().insert(partition, epoch);
+    }
+
+    /// From now on no commit is sent for these partitions; one under way is waited for.
+    pub fn withdraw(&self, partitions: impl IntoIterator<Item = i32>) {
+        let mut owned = self.lock();
+        for partition in partitions {
+            owned.remove(&partition);
+        }
+    }
+}
+
+/// Why a commit did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The partition is not, or no longer, this worker's: drop it.
+    #[error("the partition is no longer owned in the epoch in which the block was read")]
+    Refused,
+    /// It may be tried again.
+    #[error("the commit failed")]
+    Failed(#[source] KafkaError),
+}
+
+#[derive(Debug)]
+struct Request {
+    partition: i32,
+    epoch: u64,
+    offset: i64,
+    metadata: String,
+    reply: oneshot::Sender<Result<(), CommitError>>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Commit(Request),
+    Read {
+        partition: i32,
+        epoch: u64,
+        reply: oneshot::Sender<Result<i64, CommitError>>,
+    },
+    Stop,
+}
+
+/// Hands commits to the thread that sends them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Committer(Sender<Message>);
+
+impl Committer {
+    /// Commits `offset` with `metadata`, together with whatever else waits to be committed.
+    pub async fn commit(
+        &self,
+        partition: i32,
+        epoch: u64,
+        offset: i64,
+        metadata: String,
+    ) -> Result<(), CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Message::Commit(Request {
+                partition,
+                epoch,
+                offset,
+                metadata,
+                reply,
+            }))
+            .map_err(|_| CommitError::Refused)?;
+        answer.await.unwrap_or(Err(CommitError::Refused))
+    }
+
+    /// The group's committed offset of an owned partition; -1 if there is none.
+    pub async fn committed(&self, partition: i32, epoch: u64) -> Result<i64, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Message::Read {
+                partition,
+                epoch,
+                reply,
+            })
+            .map_err(|_| CommitError::Refused)?;
+        answer.await.unwrap_or(Err(CommitError::Refused))
+    }
+
+    /// Ends the thread after the commits that wait.
+    pub fn stop(&self) {
+        // A thread that has already ended has nothing left to stop.
+        self.0.send(Message::Stop).unwrap_or_default();
+    }
+
+    /// Two ends of a new committer: the one to hand out, and the one that [`spawn`] serves.
+    pub fn new() -> (Self, Requests) {
+        let (sender, receiver) = channel();
+        (Self(sender), Requests(receiver))
+    }
+}
+
+/// What waits to be committed.
+#[derive(Debug)]
+pub struct Requests(Receiver<Message>);
+
+/// Starts the thread that commits for `consumer`.
+pub fn spawn<C: ConsumerContext + 'static>(
+    requests: Requests,
+    consumer: Arc<BaseConsumer<C>>,
+    topic: String,
+    ownership: Arc<Ownership>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("sluice-commit".to_owned())
+        .spawn(move || {
+            let mut more = true;
+            while more {
+                let Ok(first) = requests.0.recv() else { return };
+                let mut batch = Vec::new();
+                for message in std::iter::once(first).chain(requests.0.try_iter()) {
+                    match message {
+                        Message::Commit(request) => batch.push(request),
+                        Message::Read {
+                            partition,
+                            epoch,
+                            reply,
+                        } => {
+                            let owned = ownership.lock().get(&partition) == Some(&epoch);
+                            let answer = if owned {
+                                read(&consumer, &topic, partition)
+                            } else {
+                                Err(CommitError::Refused)
+                            };
+                            // Nobody listens any more where the partition was dropped meanwhile.
+                            drop(reply.send(answer));
+                        }
+                        Message::Stop => more = false,
+                    }
+                }
+                commit(&consumer, &topic, &ownership, batch);
+            }
+        })
+}
+
+fn commit<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    ownership: &Ownership,
+    batch: Vec<Request>,
+) {
+    let owned = ownership.lock();
+    let (ours, others): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .partition(|r| owned.get(&r.partition) == Some(&r.epoch));
+    for request in others {
+        reply(request, Err(CommitError::Refused));
+    }
+    if ours.is_empty() {
+        return;
+    }
+    let outcome = list(topic, &ours).and_then(|tpl| consumer.commit(&tpl, CommitMode::Sync));
+    // After an error some partitions may be committed all the same, and the list does not say which.
+    let landed = outcome.as_ref().err().map(|_| read_back(consumer, topic, &ours));
+    drop(owned);
+    for (i, request) in ours.into_iter().enumerate() {
+        let answer = match &outcome {
+            Ok(()) => Ok(()),
+            Err(_) if landed.as_ref().is_some_and(|landed| landed[i]) => Ok(()),
+            Err(error) if is_refusal(error) => Err(CommitError::Refused),
+            Err(error) => Err(CommitError::Failed(error.clone())),
+        };
+        reply(request, answer);
+    }
+}
+
+fn reply(request: Request, answer: Result<(), CommitError>) {
+    // Nobody listens any more where the partition was dropped meanwhile.
+    drop(request.reply.send(answer));
+}
+
+fn list(topic: &str, requests: &[Request]) -> Result<TopicPartitionList, KafkaError> {
+    let mut tpl = TopicPartitionList::with_capacity(requests.len());
+    for request in requests {
+        let mut element = tpl.add_partition(topic, request.partition);
+        element.set_offset(Offset::Offset(request.offset))?;
+        element.set_metadata(&request.metadata);
+    }
+    Ok(tpl)
+}
+
+fn read_back<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, requests: &[Request]) -> Vec<bool> {
+    let nothing = vec![false; requests.len()];
+    let mut tpl = TopicPartitionList::with_capacity(requests.len());
+    for request in requests {
+        tpl.add_partition(topic, request.partition);
+    }
+    let Ok(committed) = consumer.committed_offsets(tpl, READ_BACK) else {
+        return nothing;
+    };
+    requests
+        .iter()
+        .map(|request| {
+            committed
+                .find_partition(topic, request.partition)
+                .is_some_and(|element| {
+                    element.offset() == Offset::Offset(request.offset)
+                        && catch_unwind(AssertUnwindSafe(|| element.metadata() == request.metadata))
+                            .unwrap_or(false)
+                })
+        })
+        .collect()
+}
+
+fn read<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> Result<i64, CommitError> {
+    let mut tpl = TopicPartitionList::new();
+    tpl.add_partition(topic, partition);
+    let committed = consumer
+        .committed_offsets(tpl, READ_BACK)
+        .map_err(CommitError::Failed)?;
+    Ok(committed
+        .find_partition(topic, partition)
+        .and_then(|e| e.offset().to_raw())
+        .unwrap_or(-1)
+        .max(-1))
+}
+
+/// Whether the broker says that this member has no business here any more.
+fn is_refusal(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::UnknownMemberId
+                | RDKafkaErrorCode::IllegalGeneration
+                | RDKafkaErrorCode::FencedMemberEpoch
+                | RDKafkaErrorCode::FencedInstanceId
+                | RDKafkaErrorCode::AssignmentLost
+                | RDKafkaErrorCode::Fatal
+                | RDKafkaErrorCode::OffsetMetadataTooLarge
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lost_membership_is_a_refusal() {
+        for (code, refused) in [
+            (RDKafkaErrorCode::UnknownMemberId, true),
+            (RDKafkaErrorCode::IllegalGeneration, true),
+            (RDKafkaErrorCode::FencedMemberEpoch, true),
+            (RDKafkaErrorCode::StaleMemberEpoch, false),
+            (RDKafkaErrorCode::RebalanceInProgress, false),
+            (RDKafkaErrorCode::RequestTimedOut, false),
+            (RDKafkaErrorCode::CoordinatorLoadInProgress, false),
+            (RDKafkaErrorCode::BrokerTransportFailure, false),
+        ] {
+            assert_eq!(is_refusal(&KafkaError::ConsumerCommit(code)), refused, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_partition_is_owned_in_one_epoch() {
+        let ownership = Ownership::default();
+        ownership.grant(1, 7);
+        ownership.grant(1, 8);
+        assert_eq!(ownership.lock().get(&1), Some(&8));
+        ownership.withdraw([1]);
+        assert_eq!(ownership.lock().get(&1), None);
+    }
+}

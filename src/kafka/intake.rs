@@ -1,0 +1,159 @@
+//! What the polling thread keeps of each assigned partition: the open block, and when it closes.
+//!
+//! Owns the cut of blocks and the check of the record before the committed offset. Never talks to a service.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::metadata::{Announcement, Previous, Refusal, Start};
+use crate::event::Record;
+use crate::pipeline::block::{Cut, InFlight, Open, Slot, fingerprint};
+use crate::pipeline::lane::Lane;
+
+/// Blocks of one partition that may be closed and unsettled: one being written, one prepared, one waiting.
+const MOST_OUTSTANDING: usize = 3;
+/// Up to here a block closes by age; beyond, it grows instead, for there is nobody to take it.
+const IDLE_OUTSTANDING: usize = 2;
+
+/// When a block is full.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// `batch.max_rows`.
+    pub rows: usize,
+    /// `batch.max_bytes`.
+    pub bytes: usize,
+}
+
+/// One assigned partition, as the polling thread sees it.
+#[derive(Debug)]
+pub struct Intake {
+    /// Where its blocks go; `None` once the partition was stopped.
+    lane: Option<Lane>,
+    epoch: u64,
+    open: Open,
+    opened_at: Instant,
+    announced: Option<Announcement>,
+    verify: Option<Previous>,
+    incarnation: u32,
+    in_flight: Arc<InFlight>,
+    /// Paused because its blocks are not taken fast enough.
+    pub paused: bool,
+}
+
+impl Intake {
+    /// Begins at `start`.
+    pub fn new(start: Start, epoch: u64, incarnation: u32, in_flight: &Arc<InFlight>, lane: Lane) -> Self {
+        Self {
+            lane: Some(lane),
+            epoch,
+            open: Open::new(start.committed, start.previous, in_flight),
+            opened_at: Instant::now(),
+            announced: start.announced,
+            verify: start.previous,
+            incarnation,
+            in_flight: Arc::clone(in_flight),
+            paused: false,
+        }
+    }
+
+    /// Takes one record.
+    ///
+    /// # Errors
+    /// The topic is not the one that was settled up to here; the partition must stop.
+    pub fn accept(&mut self, record: &Record<'_>) -> Result<(), Refusal> {
+        if self.lane.is_none() {
+            return Ok(());
+        }
+        if let Some(previous) = self.verify.take()
+            && record.offset <= previous.offset
+        {
+            if record.offset < previous.offset {
+                self.verify = Some(previous);
+            } else if fingerprint(record) != previous.hash {
+                return Err(Refusal::AnotherRecord {
+                    offset: record.offset,
+                    incarnation: self.incarnation,
+                });
+            }
+            return Ok(());
+        }
+        if record.offset < self.open.next() {
+            return Ok(());
+        }
+        if self.announced.is_some_and(|a| record.offset >= a.end) {
+            self.close();
+        }
+        if self.open.is_empty() {
+            self.opened_at = Instant::now();
+        }
+        self.open.push(record);
+        if self.announced.is_some_and(|a| record.offset + 1 == a.end) {
+            self.close();
+        }
+        Ok(())
+    }
+
+    /// The end of the partition was reached: an announced block that lacks records gets no more.
+    pub fn reached_end(&mut self) {
+        if self.lane.is_some() && self.announced.is_some() {
+            self.close();
+        }
+    }
+
+    /// Closes the open block where it is due. Answers whether the partition must be paused: its block is full
+    /// and cannot be handed on.
+    pub fn close_due(&mut self, bounds: Bounds, age: Duration) -> bool {
+        let Some(lane) = &self.lane else { return true };
+        if self.announced.is_some() || self.open.is_empty() {
+            return false;
+        }
+        let full = self.open.len() >= bounds.rows || self.open.bytes() >= bounds.bytes;
+        let old = self.opened_at.elapsed() >= age;
+        let outstanding = lane.outstanding();
+        if (full && outstanding < MOST_OUTSTANDING) || (old && outstanding < IDLE_OUTSTANDING) {
+            self.close();
+            return false;
+        }
+        full
+    }
+
+    /// Whether the block is full, so that the next record must not be taken before [`Intake::close_due`].
+    pub fn is_full(&self, bounds: Bounds) -> bool {
+        self.announced.is_none() && (self.open.len() >= bounds.rows || self.open.bytes() >= bounds.bytes)
+    }
+
+    /// Closes the open block if nothing of this partition is under way: memory is short, and this frees it.
+    pub fn close_if_idle(&mut self) {
+        if self.announced.is_none()
+            && !self.open.is_empty()
+            && self.lane.as_ref().is_some_and(|lane| lane.outstanding() == 0)
+        {
+            self.close();
+        }
+    }
+
+    fn close(&mut self) {
+        let Some(lane) = &self.lane else { return };
+        let cut = self.announced.take().map_or(Cut::Free, Cut::Announced);
+        let slot = Slot::take(lane.outstanding_counter());
+        let block = self.open.close(cut, self.epoch, slot);
+        lane.offer(block);
+    }
+
+    /// Whether it has something to write.
+    pub fn is_active(&self) -> bool {
+        !self.open.is_empty() || self.lane.as_ref().is_some_and(|lane| lane.outstanding() > 0)
+    }
+
+    /// Whether its tasks have ended by themselves: the partition was dropped.
+    pub fn is_dropped(&self) -> bool {
+        self.lane.as_ref().is_some_and(Lane::is_finished)
+    }
+
+    /// Takes nothing more; what was read and not handed on is forgotten. The caller ends the lane.
+    pub fn stop(&mut self) -> Option<Lane> {
+        self.open = Open::new(self.open.next(), None, &self.in_flight);
+        self.announced = None;
+        self.lane.take()
+    }
+}

@@ -1,0 +1,332 @@
+//! What a commit's metadata says: the announcement of a block, and the record before the committed offset.
+//!
+//! Text of the form `v1;i=0;p=41:9a…;e=99;d=…;t=…;u=1`. Owns that format and where a partition starts
+//! because of it. Never talks to Kafka.
+
+use std::fmt::Write as _;
+
+/// A block that was announced: `[committed offset, end)` is written under a token made of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The offset after the block's last.
+    pub end: i64,
+    /// The digest of its records.
+    pub digest: u128,
+    /// When it was announced by the worker's clock, ms since 1970; the rows' `ingested_at`.
+    pub time_ms: i64,
+    /// Its permits were not asked for (limits were off), so they are recorded nowhere: all passed.
+    pub unlimited: bool,
+}
+
+/// A record that is known to have been at an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// Its offset.
+    pub offset: i64,
+    /// Its fingerprint.
+    pub hash: u64,
+}
+
+/// A commit's metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// `kafka.incarnation` of the worker that committed.
+    pub incarnation: u32,
+    /// The last record before the committed offset.
+    pub previous: Option<Previous>,
+    /// The block that follows, if it was announced.
+    pub announced: Option<Announcement>,
+}
+
+/// Metadata of a version that this worker does not know. It must not guess.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the committed offset has metadata of a version that this worker does not know: {0:?}")]
+pub struct UnknownVersion(pub String);
+
+impl Metadata {
+    /// The text to commit.
+    pub fn encode(&self) -> String {
+        let mut out = format!("v1;i={}", self.incarnation);
+        let mut push = |args: std::fmt::Arguments<'_>| out.write_fmt(args).unwrap_or_default();
+        if let Some(p) = self.previous {
+            push(format_args!(";p={}:{:016x}", p.offset, p.hash));
+        }
+        if let Some(a) = self.announced {
+            push(format_args!(";e={};d={:032x};t={}", a.end, a.digest, a.time_ms));
+            if a.unlimited {
+                push(format_args!(";u=1"));
+            }
+        }
+        out
+    }
+
+    /// Reads a commit's metadata. Text that is none of ours is `None`: an offset that an operator or another
+    /// program has set.
+    pub fn decode(text: &str) -> Result<Option<Self>, UnknownVersion> {
+        let Some((version, rest)) = text.split_once(';') else {
+            return Ok(None);
+        };
+        match version.strip_prefix('v').and_then(|v| v.parse::<u32>().ok()) {
+            None => Ok(None),
+            Some(1) => Self::fields(rest)
+                .map(Some)
+                .ok_or_else(|| UnknownVersion(text.to_owned())),
+            Some(_) => Err(UnknownVersion(text.to_owned())),
+        }
+    }
+
+    fn fields(text: &str) -> Option<Self> {
+        let mut found = Self::default();
+        let (mut end, mut digest, mut time_ms, mut unlimited, mut incarnation) =
+            (None, None, None, false, None);
+        for field in text.split(';') {
+            let (name, value) = field.split_once('=')?;
+            match name {
+                "i" => incarnation = Some(value.parse().ok()?),
+                "p" => {
+                    let (offset, hash) = value.split_once(':')?;
+                    found.previous = Some(Previous {
+                        offset: offset.parse().ok()?,
+                        hash: u64::from_str_radix(hash, 16).ok()?,
+                    });
+                }
+                "e" => end = Some(value.parse().ok()?),
+                "d" => digest = Some(u128::from_str_radix(value, 16).ok()?),
+                "t" => time_ms = Some(value.parse().ok()?),
+                "u" => unlimited = value == "1",
+                _ => return None,
+            }
+        }
+        found.incarnation = incarnation?;
+        found.announced = match (end, digest, time_ms) {
+            (None, None, None) => None,
+            (Some(end), Some(digest), Some(time_ms)) => Some(Announcement {
+                end,
+                digest,
+                time_ms,
+                unlimited,
+            }),
+            _ => return None,
+        };
+        Some(found)
+    }
+}
+
+/// Where a partition starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The offset of the first block, C.
+    pub committed: i64,
+    /// The offset to read from: C, or that of the record before it, to compare it.
+    pub read_from: i64,
+    /// The record before C, to be compared while it still exists.
+    pub previous: Option<Previous>,
+    /// The block that an earlier attempt announced.
+    pub announced: Option<Announcement>,
+    /// Records that retention took before they were read.
+    pub missing: i64,
+}
+
+/// Why a partition does not start, until an operator has looked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// The group is ahead of the topic.
+    #[error(
+        "the committed offset {committed} is beyond the end {high} of the partition: was the topic made anew? \
+         If so, raise kafka.incarnation (now {incarnation})"
+    )]
+    BeyondEnd {
+        /// The committed offset.
+        committed: i64,
+        /// The partition's end.
+        high: i64,
+        /// The configured incarnation.
+        incarnation: u32,
+    },
+    /// Another record stands where the last settled one was.
+    #[error(
+        "the record at offset {offset} is not the one that was settled there: was the topic made anew? If so, raise \
+         kafka.incarnation (now {incarnation})"
+    )]
+    AnotherRecord {
+        /// Where it stands.
+        offset: i64,
+        /// The configured incarnation.
+        incarnation: u32,
+    },
+    /// A worker with a higher incarnation was here.
+    #[error("kafka.incarnation is {configured}, but the group's offsets were committed under {found}")]
+    OlderIncarnation {
+        /// The configured incarnation.
+        configured: u32,
+        /// The one in the commit.
+        found: u32,
+    },
+    /// Not ours to read.
+    #[error(transparent)]
+    Version(#[from] UnknownVersion),
+}
+
+/// Decides where a partition starts, from its committed offset and metadata (`None`: nothing committed)
+/// and its first and end offsets.
+pub fn start(
+    committed: Option<(i64, &str)>,
+    low: i64,
+    high: i64,
+    incarnation: u32,
+) -> Result<Start, Refusal> {
+    let fresh = Start {
+        committed: low,
+        read_from: low,
+        previous: None,
+        announced: None,
+        missing: 0,
+    };
+    let Some((committed, text)) = committed else {
+        return Ok(fresh);
+    };
+    let metadata = Metadata::decode(text)?;
+    if let Some(found) = metadata.map(|m| m.incarnation) {
+        if found < incarnation {
+            return Ok(fresh);
+        }
+        if found > incarnation {
+            return Err(Refusal::OlderIncarnation {
+                configured: incarnation,
+                found,
+            });
+        }
+    }
+    if committed > high {
+        return Err(Refusal::BeyondEnd {
+            committed,
+            high,
+            incarnation,
+        });
+    }
+    let metadata = metadata.unwrap_or_default();
+    let previous = metadata
+        .previous
+        .filter(|p| p.offset >= low && p.offset < committed);
+    Ok(Start {
+        committed,
+        read_from: previous.map_or(committed.max(low), |p| p.offset),
+        previous,
+        announced: metadata.announced.filter(|a| a.end > committed),
+        missing: (low - committed).max(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANNOUNCED: Announcement = Announcement {
+        end: 99,
+        digest: 7,
+        time_ms: 1_700_000_000_000,
+        unlimited: false,
+    };
+    const PREVIOUS: Previous = Previous {
+        offset: 41,
+        hash: 0xdead_beef,
+    };
+
+    #[test]
+    fn metadata_comes_back_as_it_was_committed() {
+        for metadata in [
+            Metadata::default(),
+            Metadata {
+                incarnation: 3,
+                previous: Some(PREVIOUS),
+                announced: None,
+            },
+            Metadata {
+                incarnation: 3,
+                previous: None,
+                announced: Some(ANNOUNCED),
+            },
+            Metadata {
+                incarnation: u32::MAX,
+                previous: Some(Previous {
+                    offset: i64::MAX,
+                    hash: u64::MAX,
+                }),
+                announced: Some(Announcement {
+                    end: i64::MAX,
+                    digest: u128::MAX,
+                    time_ms: i64::MAX,
+                    unlimited: true,
+                }),
+            },
+        ] {
+            let text = metadata.encode();
+            assert!(text.len() < 4096);
+            assert_eq!(Metadata::decode(&text), Ok(Some(metadata)), "{text}");
+        }
+    }
+
+    #[test]
+    fn foreign_text_is_no_announcement_and_an_unknown_version_is_refused() {
+        for foreign in ["", "hello", "set by hand; see wiki", "vx;e=1"] {
+            assert_eq!(Metadata::decode(foreign), Ok(None), "{foreign}");
+        }
+        for unknown in ["v2;i=0", "v1;i=0;z=1", "v1;e=5", "v1;i=0;e=5", "v1;i=x"] {
+            assert!(Metadata::decode(unknown).is_err(), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_partition_starts_where_its_commit_says() {
+        let text = |previous, announced| {
+            Metadata {
+                incarnation: 1,
+                previous,
+                announced,
+            }
+            .encode()
+        };
+        let at = |committed, read_from| Start {
+            committed,
+            read_from,
+            previous: None,
+            announced: None,
+            missing: 0,
+        };
+        assert_eq!(start(None, 7, 50, 1), Ok(at(7, 7)));
+        assert_eq!(start(Some((42, "")), 0, 50, 1), Ok(at(42, 42)));
+        assert_eq!(
+            start(Some((42, &text(Some(PREVIOUS), Some(ANNOUNCED)))), 0, 100, 1),
+            Ok(Start {
+                previous: Some(PREVIOUS),
+                announced: Some(ANNOUNCED),
+                ..at(42, 41)
+            })
+        );
+        assert_eq!(
+            start(Some((42, &text(Some(PREVIOUS), None))), 60, 100, 1),
+            Ok(Start {
+                missing: 18,
+                ..at(42, 60)
+            }),
+            "retention took the record before and more"
+        );
+        assert_eq!(
+            start(Some((42, &text(None, None))), 3, 30, 2),
+            Ok(at(3, 3)),
+            "a raised incarnation starts over"
+        );
+        assert!(matches!(
+            start(Some((42, &text(None, None))), 0, 41, 1),
+            Err(Refusal::BeyondEnd { .. })
+        ));
+        assert!(matches!(
+            start(Some((42, &text(None, None))), 0, 50, 0),
+            Err(Refusal::OlderIncarnation { .. })
+        ));
+        assert!(matches!(
+            start(Some((42, "v9;")), 0, 50, 0),
+            Err(Refusal::Version(_))
+        ));
+    }
+}

@@ -1,0 +1,25 @@
+//! The way to Kafka: polling and rebalances, commits and what they say, and the producer of rejects.
+
+pub mod committer;
+pub mod consumer;
+pub mod intake;
+pub mod metadata;
+pub mod producer;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use crate::config;
+
+/// The options that every client of the worker starts from; the configured ones override them last.
+fn client_config(kafka: &config::Kafka, ours: &[(&str, &str)]) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client
+        .set("bootstrap.servers", &kafka.brokers)
+        .set("client.id", "sluice");
+    client.set_log_level(RDKafkaLogLevel::Error);
+    for (name, value) in ours {
+        client.set(*name, *value);
+    }
+    client
+}

@@ -1,0 +1,168 @@
+//! One assigned partition's tasks: while a block is being written, the next one is prepared.
+//!
+//! Owns the life of these tasks. What they do to a block is in [`super`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::block::Block;
+use super::{Partition, Prepared, Worker, recovery};
+use crate::kafka::committer::Committer;
+
+/// How long a settled block waits for the next one's announcement to carry its commit.
+const ADVANCE_AFTER: Duration = Duration::from_millis(100);
+
+/// The highest offset that the table has of each partition of one assignment, asked once for all of them.
+#[derive(Clone)]
+pub struct Highest(Shared<BoxFuture<'static, Arc<HashMap<i32, i64>>>>);
+
+impl std::fmt::Debug for Highest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Highest").finish()
+    }
+}
+
+impl Highest {
+    /// Asked when the first partition needs it, and until there is an answer.
+    pub fn new(worker: Arc<Worker>, partitions: Vec<i32>) -> Self {
+        Self(
+            async move { Arc::new(recovery::highest(&worker, &partitions).await) }
+                .boxed()
+                .shared(),
+        )
+    }
+
+    async fn of(self, partition: i32) -> Option<i64> {
+        self.0.await.get(&partition).copied()
+    }
+}
+
+/// A partition as it was assigned.
+#[derive(Clone, Debug)]
+pub struct Assigned {
+    /// The partition.
+    pub partition: i32,
+    /// Counts assignments.
+    pub epoch: u64,
+    /// The committed offset.
+    pub committed: i64,
+    /// What the table has.
+    pub highest: Highest,
+}
+
+/// A running partition.
+#[derive(Debug)]
+pub struct Lane {
+    blocks: UnboundedSender<Block>,
+    outstanding: Arc<AtomicUsize>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Lane {
+    /// Starts the tasks of a partition.
+    pub fn spawn(worker: &Arc<Worker>, runtime: &Handle, committer: Committer, assigned: Assigned) -> Self {
+        // Unbounded, and yet bounded: the polling thread closes no block beyond a few outstanding ones.
+        let (blocks, incoming) = unbounded_channel();
+        let stop = CancellationToken::new();
+        let highest = assigned.highest.clone();
+        let partition = Partition::new(Arc::clone(worker), committer, &assigned);
+        let task = runtime.spawn(run(partition, highest, incoming, stop.clone()));
+        Self {
+            blocks,
+            outstanding: Arc::default(),
+            stop,
+            task,
+        }
+    }
+
+    /// Hands a closed block on.
+    pub fn offer(&self, block: Block) {
+        // The tasks have ended where the partition was dropped; the block is read again by its next owner.
+        drop(self.blocks.send(block));
+    }
+
+    /// Blocks handed on and not settled.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
+    /// What a block's slot counts on.
+    pub fn outstanding_counter(&self) -> &Arc<AtomicUsize> {
+        &self.outstanding
+    }
+
+    /// Whether the tasks have ended by themselves.
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Ends the tasks. The block under way has `patience` to settle; everything else is dropped, to be read again.
+    pub async fn end(mut self, patience: Duration) {
+        self.stop.cancel();
+        if patience.is_zero() || tokio::time::timeout(patience, &mut self.task).await.is_err() {
+            self.task.abort();
+            // Cancelled, as asked, or ended meanwhile.
+            drop((&mut self.task).await);
+        }
+    }
+}
+
+async fn run(
+    partition: Partition,
+    highest: Highest,
+    mut incoming: UnboundedReceiver<Block>,
+    stop: CancellationToken,
+) {
+    let (prepared, mut ready) = channel::<Prepared>(1);
+    let number = partition.number;
+    let prepare = async {
+        let highest = highest.of(number).await;
+        while let Some(block) = incoming.recv().await {
+            match partition.prepare(block, highest).await {
+                Ok(block) => {
+                    if prepared.send(block).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(dropped) => return Err(dropped),
+            }
+        }
+        Ok(())
+    };
+    let settle = async {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                next = ready.recv() => next,
+                () = tokio::time::sleep(ADVANCE_AFTER), if partition.is_behind() => {
+                    partition.advance().await?;
+                    continue;
+                }
+            };
+            match next {
+                Some(block) => partition.settle(block).await?,
+                // Given away: what is settled is committed, the rest is read again.
+                None => return partition.advance().await,
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = settle => outcome,
+        // Ends first only where the partition is dropped.
+        Err(dropped) = prepare => Err(dropped),
+    };
+    if let Err(dropped) = outcome {
+        tracing::warn!(partition = number, reason = %dropped, "the partition is dropped");
+    }
+}

@@ -1,0 +1,236 @@
+//! The data path of one partition, top to bottom. Each step is a file.
+//!
+//! Invariants: a block's decisions are stable (two attempts at it agree, or the later one finds out what the earlier
+//! one did); nothing is committed before everything below it is acknowledged by its destination.
+
+pub mod block;
+pub mod lane;
+
+mod announce;
+mod claim;
+mod decode;
+mod frontier;
+mod permit;
+mod recovery;
+mod reject;
+mod remember;
+mod retry;
+mod source;
+mod worker;
+mod write;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::block::{Block, Cut};
+use self::decode::Decoding;
+use self::frontier::Frontier;
+use self::lane::Assigned;
+use self::write::Written;
+use crate::event::{Origin, Reason};
+use crate::kafka::committer::Committer;
+use crate::kafka::metadata::Announcement;
+use crate::telemetry::{self, BlockKind, Stage, metrics};
+
+pub use self::permit::Limits;
+pub use self::source::Source;
+pub use self::worker::{StartError, Worker};
+
+/// Why a partition's tasks end by themselves. Its blocks are read again by whoever owns it next.
+#[derive(Debug, thiserror::Error)]
+pub enum Dropped {
+    /// The group gave the partition to somebody else.
+    #[error("it belongs to another member of the group now")]
+    NotOwned,
+    /// Redis knows of a later commit than this worker.
+    #[error("another worker has gone past this one")]
+    Stale,
+    /// A position that does not fit the packed coordinate.
+    #[error("offset {0} does not fit the packed coordinate")]
+    Coordinate(i64),
+}
+
+/// What becomes of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A row.
+    Pass,
+    /// Its id is claimed by another record.
+    Duplicate,
+    /// Over its token's limit: the overflow topic.
+    Over,
+    /// `ClickHouse` refuses its row for good: the dead-letter topic.
+    Refused,
+}
+
+/// How a block is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For the first time, as far as anybody can know.
+    Fresh,
+    /// Perhaps not for the first time: ask the table what it has.
+    Recovery,
+}
+
+/// A block whose decisions are taken.
+#[derive(Debug)]
+struct Prepared {
+    block: Block,
+    decoding: Decoding,
+    /// One for each event of `decoding`.
+    outcomes: Vec<Outcome>,
+    kind: Kind,
+    unlimited: bool,
+}
+
+/// One partition of one assignment.
+#[derive(Debug)]
+struct Partition {
+    worker: Arc<Worker>,
+    committer: Committer,
+    number: i32,
+    epoch: u64,
+    frontier: Frontier,
+}
+
+impl Partition {
+    fn new(worker: Arc<Worker>, committer: Committer, assigned: &Assigned) -> Self {
+        Self {
+            worker,
+            committer,
+            number: assigned.partition,
+            epoch: assigned.epoch,
+            frontier: Frontier::new(assigned.committed),
+        }
+    }
+
+    /// Decode, claim, permit: everything that may run while the block before is being written.
+    async fn prepare(&self, block: Block, highest: Option<i64>) -> Result<Prepared, Dropped> {
+        metrics().records_consumed.increment(block.len() as u64);
+        metrics().bytes_consumed.increment(block.bytes() as u64);
+        self.worker.pace(block.len()).await;
+        let kind = match block.cut {
+            Cut::Announced(_) => Kind::Recovery,
+            Cut::Free if highest.is_some_and(|highest| block.start <= highest) => Kind::Recovery,
+            Cut::Free => Kind::Fresh,
+        };
+        let (block, decoding) = timed(Stage::Decode, self.decode(block)).await;
+        let mut outcomes = timed(Stage::Claim, self.claim(&block, &decoding.events)).await?;
+        let unlimited = self.passes_unasked(&block, kind);
+        if !unlimited {
+            timed(
+                Stage::Permit,
+                self.permit(&block, &decoding.events, &mut outcomes),
+            )
+            .await?;
+        }
+        Ok(Prepared {
+            block,
+            decoding,
+            outcomes,
+            kind,
+            unlimited,
+        })
+    }
+
+    /// Announce, write and reject, remember, advance: one block at a time, in offset order.
+    async fn settle(&self, mut prepared: Prepared) -> Result<(), Dropped> {
+        let settled = match prepared.kind {
+            Kind::Fresh => {
+                let announcement = self.announcement(&prepared);
+                timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
+                // Rejects go out while the insert is under way: they were decided, whatever becomes of it.
+                let none = HashSet::new();
+                let (written, ()) = tokio::join!(
+                    timed(Stage::Write, self.write(&prepared, announcement, &none)),
+                    timed(Stage::Reject, self.reject(&prepared))
+                );
+                self.refuse(&mut prepared, written).await
+            }
+            Kind::Recovery => false,
+        };
+        if !settled {
+            self.recover(&mut prepared).await?;
+            timed(Stage::Reject, self.reject(&prepared)).await;
+        }
+        timed(Stage::Remember, self.remember(&prepared)).await;
+        self.frontier.settled(&prepared.block);
+        prepared.count();
+        self.worker.buffers.give(prepared.decoding.events);
+        Ok(())
+    }
+
+    /// Sends the rows that `ClickHouse` refused for good to the dead letters. Answers whether the rest is written.
+    async fn refuse(&self, prepared: &mut Prepared, written: Written) -> bool {
+        match written {
+            Written::Acknowledged { refused } => {
+                if !refused.is_empty() {
+                    for &event in &refused {
+                        prepared.outcomes[event] = Outcome::Refused;
+                    }
+                    self.reject_refused(prepared).await;
+                }
+                true
+            }
+            Written::Stale => false,
+        }
+    }
+
+    fn announcement(&self, prepared: &Prepared) -> Announcement {
+        Announcement {
+            end: prepared.block.end,
+            digest: prepared.decoding.digest,
+            time_ms: worker::now_ms(),
+            unlimited: prepared.unlimited,
+        }
+    }
+
+    fn origin(&self, offset: i64) -> Origin {
+        let kafka = &self.worker.config.kafka;
+        Origin {
+            topic: kafka.topic.clone(),
+            incarnation: kafka.incarnation,
+            partition: self.number,
+            offset,
+        }
+    }
+}
+
+impl Prepared {
+    /// Counts each record under its outcome, once the block is settled.
+    fn count(&self) {
+        let of = |outcome| self.outcomes.iter().filter(|o| **o == outcome).count() as u64;
+        let rejected = &self.decoding.events.rejected;
+        let events = &metrics().events;
+        events
+            .of(telemetry::Outcome::Written)
+            .increment(of(Outcome::Pass));
+        events
+            .of(telemetry::Outcome::Duplicate)
+            .increment(of(Outcome::Duplicate));
+        events
+            .of(telemetry::Outcome::Limited)
+            .increment(of(Outcome::Over));
+        events
+            .of(telemetry::Outcome::DeadLetter)
+            .increment(rejected.len() as u64 + of(Outcome::Refused));
+        for rejected in rejected {
+            telemetry::dead_letters(rejected.reason.as_str()).increment(1);
+        }
+        telemetry::dead_letters(Reason::Refused.as_str()).increment(of(Outcome::Refused));
+        let kind = match self.kind {
+            Kind::Fresh => BlockKind::Fresh,
+            Kind::Recovery => BlockKind::Recovery,
+        };
+        metrics().blocks.of(kind).increment(1);
+    }
+}
+
+/// Runs a stage and records how long it took.
+async fn timed<T>(stage: Stage, work: impl Future<Output = T>) -> T {
+    let start = Instant::now();
+    let done = work.await;
+    metrics().stage_duration.of(stage).record(start.elapsed());
+    done
+}

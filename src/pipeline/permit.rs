@@ -1,0 +1,388 @@
+//! Permit: which of a block's candidates pass their token's limit, decided once and remembered.
+//!
+//! One call of `permit.lua` for each token of the block, all in one round trip. A block that comes again gets its old
+//! answer, however it is cut this time, and is not charged again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::redis::{FromRedisValue as _, RedisResult, Value};
+
+use super::block::{Block, Cut};
+use super::retry::until_done;
+use super::{Dropped, Kind, Outcome, Partition, Worker};
+use crate::config::WhenOver;
+use crate::event::Decoded;
+use crate::kafka::committer::CommitError;
+use crate::telemetry::{Service, metrics};
+
+/// A window is counted in this many buckets; a permit counts for up to one bucket longer than the window.
+const BUCKETS: u64 = 100;
+/// How long a token's own limit is used before it is read again.
+const REFRESH: Duration = Duration::from_secs(2);
+/// Tokens whose limits are kept.
+const MOST_KNOWN: usize = 100_000;
+
+/// How many events pass in how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limit {
+    /// Events a window; `None` is unlimited, 0 is blocked.
+    events: Option<u64>,
+    window_seconds: u64,
+}
+
+/// Limits by token: the configured one, or the token's own from Redis.
+#[derive(Debug)]
+pub struct Limits {
+    default: Limit,
+    known: Mutex<HashMap<String, (Limit, Instant)>>,
+}
+
+impl Limits {
+    /// Every token has `limit` events in `window_seconds`, until told otherwise.
+    pub fn new(limit: u64, window_seconds: u64) -> Self {
+        Self {
+            default: Limit {
+                events: Some(limit),
+                window_seconds,
+            },
+            known: Mutex::default(),
+        }
+    }
+
+    /// The limit of each token. Those not read lately are read now, in one round trip.
+    async fn of(&self, worker: &Worker, tokens: &[String]) -> Vec<Limit> {
+        let now = Instant::now();
+        let unknown: Vec<&String> = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            tokens
+                .iter()
+                .filter(|t| known.get(*t).is_none_or(|(_, at)| now - *at > REFRESH))
+                .collect()
+        };
+        if !unknown.is_empty() {
+            let mut pipe = ::redis::pipe();
+            for token in &unknown {
+                pipe.cmd("GET").arg(worker.keys.rate_limit_override(token));
+            }
+            let read = until_done(Service::Redis, "read limits", async || {
+                worker.redis.pipeline(&pipe).await
+            })
+            .await;
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() > MOST_KNOWN {
+                known.clear();
+            }
+            for (token, value) in unknown.into_iter().zip(read) {
+                let text = Option::<String>::from_redis_value(value).ok().flatten();
+                let limit = text.map_or(self.default, |text| {
+                    parse(&text, self.default.window_seconds).unwrap_or_else(|| {
+                        tracing::warn!(
+                            token,
+                            value = text,
+                            "a token's own limit is not LIMIT, LIMIT/SECONDS or `unlimited`"
+                        );
+                        metrics().bad_overrides.increment(1);
+                        known.get(token).map_or(self.default, |(limit, _)| *limit)
+                    })
+                });
+                known.insert(token.clone(), (limit, now));
+            }
+        }
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens
+            .iter()
+            .map(|t| known.get(t).map_or(self.default, |(limit, _)| *limit))
+            .collect()
+    }
+}
+
+/// A token's own limit: `LIMIT`, `LIMIT/SECONDS` or `unlimited`.
+fn parse(text: &str, window_seconds: u64) -> Option<Limit> {
+    let text = text.trim();
+    if text == "unlimited" {
+        return Some(Limit {
+            events: None,
+            window_seconds,
+        });
+    }
+    let (events, window_seconds) = match text.split_once('/') {
+        None => (text, window_seconds),
+        Some((events, window)) => (events, window.trim().parse().ok().filter(|w| *w > 0)?),
+    };
+    Some(Limit {
+        events: Some(events.trim().parse().ok()?),
+        window_seconds,
+    })
+}
+
+/// What was decided of a token's candidates.
+#[derive(Debug, PartialEq, Eq)]
+struct Decisions(Vec<(i64, i64)>);
+
+impl Decisions {
+    fn parse(text: &str) -> Option<Self> {
+        let segments = text.split_terminator(';').map(|segment| {
+            let (to, passed) = segment.split_once(':')?;
+            Some((to.parse().ok()?, passed.parse().ok()?))
+        });
+        segments.collect::<Option<_>>().map(Self)
+    }
+
+    /// Whether the record at `offset` passed; `None` where that is not decided yet.
+    fn passed(&self, offset: i64) -> Option<bool> {
+        self.0
+            .iter()
+            .find(|(to, _)| offset < *to)
+            .map(|(_, passed)| offset <= *passed)
+    }
+}
+
+/// The candidates of one token, by their place among the block's events, in offset order.
+struct Candidates {
+    token: usize,
+    limit: Limit,
+    events: Vec<usize>,
+}
+
+enum Answer {
+    Decided(Decisions),
+    /// Redis knows of a later commit.
+    Stale(i64),
+}
+
+impl Partition {
+    /// Whether all pass without being asked for: limits are off, and this is no repeat of a block that asked.
+    pub(super) fn passes_unasked(&self, block: &Block, kind: Kind) -> bool {
+        match (kind, block.cut) {
+            (_, Cut::Announced(announced)) => announced.unlimited,
+            (Kind::Recovery, Cut::Free) => false,
+            (Kind::Fresh, Cut::Free) => !self.worker.config.rate_limit.enabled,
+        }
+    }
+
+    /// Decides every candidate: it passes, or is over the limit.
+    pub(super) async fn permit(
+        &self,
+        block: &Block,
+        decoded: &Decoded,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), Dropped> {
+        let config = &self.worker.config.rate_limit;
+        let wait = config.enabled && config.when_over == WhenOver::Wait;
+        let mut groups = self.candidates(decoded, outcomes).await;
+        let mut rewound = false;
+        while !groups.is_empty() {
+            let ask = async || self.ask(block, decoded, &groups, rewound, wait).await;
+            let answers = until_done(Service::Redis, "permit", ask).await;
+            let mut undecided = Vec::new();
+            rewound = false;
+            for (group, answer) in groups.into_iter().zip(answers) {
+                match answer {
+                    Answer::Decided(decisions) => {
+                        let open = decide(&group, &decisions, decoded, outcomes);
+                        if !open.is_empty() {
+                            undecided.push(Candidates {
+                                events: open,
+                                ..group
+                            });
+                        }
+                    }
+                    Answer::Stale(commit) => {
+                        self.insist_only_if_rewound(commit).await?;
+                        rewound = true;
+                        undecided.push(group);
+                    }
+                }
+            }
+            groups = undecided;
+            if !groups.is_empty() && !rewound {
+                // Permits come back as buckets leave the window; there is no event to await.
+                tokio::time::sleep(shortest_bucket(&groups)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn candidates(&self, decoded: &Decoded, outcomes: &[Outcome]) -> Vec<Candidates> {
+        let limits = self.worker.limits.of(&self.worker, &decoded.tokens).await;
+        // With limits switched off since, only old decisions count: new candidates are not charged.
+        let enabled = self.worker.config.rate_limit.enabled;
+        let mut groups: Vec<Candidates> = limits
+            .into_iter()
+            .enumerate()
+            .map(|(token, limit)| {
+                let limit = if enabled {
+                    limit
+                } else {
+                    Limit {
+                        events: None,
+                        ..limit
+                    }
+                };
+                Candidates {
+                    token,
+                    limit,
+                    events: Vec::new(),
+                }
+            })
+            .collect();
+        for (i, (event, outcome)) in decoded.events.iter().zip(outcomes).enumerate() {
+            if *outcome == Outcome::Pass {
+                groups[event.token as usize].events.push(i);
+            }
+        }
+        groups.retain(|group| !group.events.is_empty());
+        groups
+    }
+
+    async fn ask(
+        &self,
+        block: &Block,
+        decoded: &Decoded,
+        groups: &[Candidates],
+        rewound: bool,
+        wait: bool,
+    ) -> RedisResult<Vec<Answer>> {
+        let worker = &self.worker;
+        let script = &worker.scripts.permit;
+        let field = worker.source.field(self.number);
+        let committed = self.frontier.acknowledged();
+        let mut pipe = ::redis::Pipeline::with_capacity(groups.len());
+        let mut packed = Vec::new();
+        for group in groups {
+            let token = &decoded.tokens[group.token];
+            packed.clear();
+            for &event in &group.events {
+                packed
+                    .extend_from_slice(&((decoded.events[event].offset - block.start) as u32).to_be_bytes());
+            }
+            let window_ms = group.limit.window_seconds * 1000;
+            let mut call = script.call(2);
+            call.arg(worker.keys.rate(token))
+                .arg(worker.keys.decided(token))
+                .arg(&field)
+                .arg(committed);
+            call.arg(block.start)
+                .arg(block.end)
+                .arg(group.limit.events.map_or(-1, |n| n.min(1 << 53) as i64));
+            call.arg(window_ms)
+                .arg(bucket_ms(group.limit))
+                .arg(worker.config.dedup.window_seconds);
+            call.arg(u8::from(rewound)).arg(u8::from(wait)).arg(&packed[..]);
+            pipe.add_command(call);
+        }
+        worker
+            .redis
+            .scripted(&[script], &pipe)
+            .await?
+            .into_iter()
+            .map(answer)
+            .collect()
+    }
+
+    /// Redis knows of the commit `stored`, later than ours. Either somebody else owns the partition and has gone on, or
+    /// the group's offset was rewound: Kafka says which.
+    async fn insist_only_if_rewound(&self, stored: i64) -> Result<(), Dropped> {
+        let committed = until_done(Service::Kafka, "read the committed offset", async || {
+            match self.committer.committed(self.number, self.epoch).await {
+                Err(CommitError::Refused) => Ok(None),
+                other => other.map(Some),
+            }
+        })
+        .await;
+        match committed {
+            None => Err(Dropped::NotOwned),
+            Some(committed) if committed >= stored => Err(Dropped::Stale),
+            Some(committed) => {
+                tracing::info!(
+                    partition = self.number,
+                    committed,
+                    stored,
+                    "offsets were rewound; deciding anew"
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+fn decide(
+    group: &Candidates,
+    decisions: &Decisions,
+    decoded: &Decoded,
+    outcomes: &mut [Outcome],
+) -> Vec<usize> {
+    let mut open = Vec::new();
+    for &event in &group.events {
+        match decisions.passed(decoded.events[event].offset) {
+            Some(true) => {}
+            Some(false) => outcomes[event] = Outcome::Over,
+            None => open.push(event),
+        }
+    }
+    open
+}
+
+fn bucket_ms(limit: Limit) -> u64 {
+    (limit.window_seconds * 1000).div_ceil(BUCKETS).max(1)
+}
+
+fn shortest_bucket(groups: &[Candidates]) -> Duration {
+    let shortest = groups
+        .iter()
+        .map(|group| bucket_ms(group.limit))
+        .min()
+        .unwrap_or(1000);
+    Duration::from_millis(shortest.clamp(10, 1000))
+}
+
+fn answer(value: Value) -> RedisResult<Answer> {
+    let text = String::from_redis_value(value)?;
+    let parsed = match text.strip_prefix("stale:") {
+        Some(commit) => commit.parse().ok().map(Answer::Stale),
+        None => Decisions::parse(&text).map(Answer::Decided),
+    };
+    parsed.ok_or_else(|| {
+        ::redis::RedisError::from((
+            ::redis::ErrorKind::UnexpectedReturnType,
+            "permit.lua answers otherwise",
+            text,
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions_tell_passed_from_over_from_open() {
+        let decisions = Decisions::parse("10:9;20:14;30:-1;").unwrap();
+        let passed: Vec<_> = [0, 9, 10, 14, 15, 19, 20, 29, 30]
+            .map(|o| decisions.passed(o))
+            .to_vec();
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(passed, [yes, yes, yes, yes, no, no, no, no, None]);
+        assert_eq!(Decisions::parse(""), Some(Decisions(Vec::new())));
+        assert_eq!(Decisions::parse("x"), None);
+    }
+
+    #[test]
+    fn a_tokens_own_limit_is_read_or_refused() {
+        let limit = |events, window_seconds| {
+            Some(Limit {
+                events,
+                window_seconds,
+            })
+        };
+        assert_eq!(parse("50", 60), limit(Some(50), 60));
+        assert_eq!(parse(" 50/10 ", 60), limit(Some(50), 10));
+        assert_eq!(parse("0", 60), limit(Some(0), 60));
+        assert_eq!(parse("unlimited", 60), limit(None, 60));
+        for wrong in ["", "-1", "many", "5/0", "5/x", "1.5"] {
+            assert_eq!(parse(wrong, 60), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Recovery: a block that may have been written before. Announce with a new time first, then ask, then write what is
+//! missing under the announced token, then ask again.
+//!
+//! The order carries the proof: an insert of an older attempt that lands after the first question finds its token
+//! taken or takes it; either way the second question says whose rows are there.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use ::clickhouse::error::Result;
+
+use super::block::Cut;
+use super::retry::until_done;
+use super::worker::now_ms;
+use super::{Dropped, Outcome, Partition, Prepared, Worker, timed};
+use crate::clickhouse::{identifier, literal};
+use crate::telemetry::{Service, Stage, metrics};
+
+/// Beyond the deadline, until nothing of an announcement whose payloads are gone can be accepted any more: clocks may
+/// differ by this much without the table refusing everything.
+const AFTER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The highest offset that the table has of each of the partitions.
+pub(super) async fn highest(worker: &Worker, partitions: &[i32]) -> HashMap<i32, i64> {
+    let numbers = partitions
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    // Grouped as the table's projection is, so that a few rows answer.
+    let sql = format!(
+        "SELECT kafka_partition, max(kafka_offset) FROM {db}.events \
+         WHERE kafka_topic = {topic} AND kafka_incarnation = {incarnation} AND kafka_partition IN ({numbers}) \
+         GROUP BY kafka_topic, kafka_incarnation, kafka_partition",
+        db = identifier(&worker.config.clickhouse.database),
+        topic = literal(&worker.config.kafka.topic),
+        incarnation = worker.config.kafka.incarnation,
+    );
+    let ask = async || -> Result<Vec<(u32, u64)>> { worker.reads().query_raw(&sql).fetch_all().await };
+    until_done(Service::ClickHouse, "ask for the highest offsets", ask)
+        .await
+        .into_iter()
+        .map(|(partition, offset)| (partition as i32, offset as i64))
+        .collect()
+}
+
+impl Partition {
+    /// Brings a block to the state of having been written once, whatever earlier attempts did.
+    pub(super) async fn recover(&self, prepared: &mut Prepared) -> Result<(), Dropped> {
+        self.wait_out_a_lost_announcement(prepared).await;
+        loop {
+            let announcement = self.announcement(prepared);
+            timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
+            let present = self.present(prepared).await;
+            let written = timed(Stage::Write, self.write(prepared, announcement, &present)).await;
+            if !self.refuse(prepared, written).await {
+                continue;
+            }
+            let present = self.present(prepared).await;
+            let mut decided_otherwise = 0;
+            for (event, outcome) in prepared.decoding.events.events.iter().zip(&mut prepared.outcomes) {
+                if present.contains(&event.offset) {
+                    // Written by an attempt that judged it otherwise, or by this one.
+                    *outcome = Outcome::Pass;
+                } else if *outcome == Outcome::Pass {
+                    *outcome = Outcome::Over;
+                    decided_otherwise += 1;
+                }
+            }
+            metrics().decided_otherwise.increment(decided_otherwise);
+            tracing::info!(
+                partition = self.number,
+                start = prepared.block.start,
+                end = prepared.block.end,
+                rows = present.len(),
+                decided_otherwise,
+                "a block was recovered"
+            );
+            return Ok(());
+        }
+    }
+
+    /// The payloads no longer give the announced digest: retention or compaction took records. The old announcement's
+    /// token cannot be made again, so its inserts must have become impossible before there is another.
+    async fn wait_out_a_lost_announcement(&self, prepared: &Prepared) {
+        let Cut::Announced(announced) = prepared.block.cut else {
+            return;
+        };
+        if announced.digest == prepared.decoding.digest {
+            return;
+        }
+        metrics().announcements_lost.increment(1);
+        let over = announced.time_ms + self.worker.deadline_ms() + AFTER_DEADLINE.as_millis() as i64;
+        let wait = Duration::from_millis(u64::try_from(over - now_ms()).unwrap_or(0));
+        tracing::error!(
+            partition = self.number,
+            start = prepared.block.start,
+            end = announced.end,
+            records = prepared.block.len(),
+            wait_seconds = wait.as_secs(),
+            "the records of an announced block have changed (retention or compaction?); what is left is written once \
+             no insert of the old announcement can land"
+        );
+        tokio::time::sleep(wait).await;
+    }
+
+    /// The offsets of the block that have rows.
+    async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
+        let worker = &self.worker;
+        let sql = format!(
+            "SELECT kafka_offset FROM {db}.events WHERE kafka_topic = {topic} AND kafka_incarnation = {incarnation} \
+             AND kafka_partition = {partition} AND kafka_offset >= {start} AND kafka_offset < {end}",
+            db = identifier(&worker.config.clickhouse.database),
+            topic = literal(&worker.config.kafka.topic),
+            incarnation = worker.config.kafka.incarnation,
+            partition = self.number,
+            start = prepared.block.start,
+            end = prepared.block.end,
+        );
+        let ask = async || -> Result<Vec<u64>> { worker.reads().query_raw(&sql).fetch_all().await };
+        let offsets = until_done(Service::ClickHouse, "ask which offsets have rows", ask).await;
+        offsets.into_iter().map(|offset| offset as i64).collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! Remember: timelines, user properties, recent actions and counters of what is written, after it is acknowledged.
+//!
+//! Each of these changes once for each record though its block comes again: scripts compare a watermark for each
+//! record in the same step; adding to a timeline is idempotent by itself.
+
+use std::collections::HashMap;
+
+use ::redis::Pipeline;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::retry::until_done;
+use super::{Outcome, Partition, Prepared};
+use crate::event::{Decoded, Event};
+use crate::redis::keys::{
+    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_TTL_SECONDS,
+};
+use crate::telemetry::Service;
+
+/// Fields of a user's hash that are ours start with this; properties of such a name are not kept.
+pub(crate) const HIDDEN: char = '\0';
+
+impl Partition {
+    /// Brings Redis up to date with the block's written events.
+    pub(super) async fn remember(&self, prepared: &Prepared) {
+        let decoded = &prepared.decoding.events;
+        let written: Vec<&Event> = decoded
+            .events
+            .iter()
+            .zip(&prepared.outcomes)
+            .filter(|(_, outcome)| **outcome == Outcome::Pass)
+            .map(|(event, _)| event)
+            .collect();
+        if written.is_empty() {
+            return;
+        }
+        let worker = &self.worker;
+        let mut pipe = Pipeline::with_capacity(written.len() * 3 + decoded.tokens.len());
+        self.tokens(&mut pipe, prepared.block.start, decoded, &written);
+        let stale_profiles = self.users(&mut pipe, decoded, &written);
+        self.timelines(&mut pipe, decoded, &written);
+        let scripts = [&worker.scripts.remember_token, &worker.scripts.remember_user];
+        until_done(Service::Redis, "remember", async || {
+            worker.redis.scripted(&scripts, &pipe).await
+        })
+        .await;
+        if !stale_profiles.is_empty() {
+            let drop_profiles = async || worker.cache.pipeline(&stale_profiles).await;
+            until_done(Service::Redis, "drop cached profiles", drop_profiles).await;
+        }
+    }
+
+    /// Counters and recent actions, a call for each token.
+    fn tokens(&self, pipe: &mut Pipeline, start: i64, decoded: &Decoded, written: &[&Event]) {
+        let worker = &self.worker;
+        let mut by_token: Vec<Vec<&Event>> = vec![Vec::new(); decoded.tokens.len()];
+        for &event in written {
+            by_token[event.token as usize].push(event);
+        }
+        let field = worker.source.field(self.number);
+        for (token, events) in decoded.tokens.iter().zip(by_token) {
+            if events.is_empty() {
+                continue;
+            }
+            let packed: Vec<u8> = events
+                .iter()
+                .flat_map(|e| ((e.offset - start) as u32).to_be_bytes())
+                .collect();
+            let mut call = worker.scripts.remember_token.call(3);
+            call.arg(worker.keys.applied(token))
+                .arg(worker.keys.events_counter(token))
+                .arg(worker.keys.recent_actions(token));
+            call.arg(&field)
+                .arg(start)
+                .arg(packed)
+                .arg(COUNTER_TTL_SECONDS)
+                .arg(RECENT_ACTIONS);
+            for event in &events[events.len().saturating_sub(RECENT_ACTIONS)..] {
+                call.arg(event.offset).arg(action(decoded, event));
+            }
+            pipe.add_command(call);
+        }
+    }
+
+    /// User properties, a call for each user that has changes. Answers the commands that drop their cached profiles.
+    fn users(&self, pipe: &mut Pipeline, decoded: &Decoded, written: &[&Event]) -> Pipeline {
+        let worker = &self.worker;
+        let mut changes: HashMap<(u32, &str), Vec<Change<'_>>> = HashMap::new();
+        for event in written {
+            if event.set.is_none() && event.set_once.is_none() && event.unset.is_none() {
+                continue;
+            }
+            let user = (event.token, decoded.str(event.distinct_id));
+            changes_of(decoded, event, changes.entry(user).or_default());
+        }
+        let field = format!("{HIDDEN}offset:{}", worker.source.field(self.number));
+        let mut profiles = ::redis::pipe();
+        for ((token, distinct_id), changes) in changes {
+            let token = &decoded.tokens[token as usize];
+            let mut call = worker.scripts.remember_user.call(1);
+            call.arg(worker.keys.user(token, distinct_id))
+                .arg(&field)
+                .arg(USER_TTL_SECONDS);
+            for change in &changes {
+                call.arg(change.offset)
+                    .arg(change.kind)
+                    .arg(&change.name)
+                    .arg(change.value);
+            }
+            pipe.add_command(call);
+            profiles
+                .cmd("DEL")
+                .arg(worker.keys.cached_user(token, distinct_id));
+        }
+        profiles
+    }
+
+    /// Timelines: added to, trimmed and given their time to live in the same round trip.
+    fn timelines(&self, pipe: &mut Pipeline, decoded: &Decoded, written: &[&Event]) {
+        let mut by_user: HashMap<(u32, &str), Vec<&Event>> = HashMap::with_capacity(written.len());
+        for &event in written {
+            by_user
+                .entry((event.token, decoded.str(event.distinct_id)))
+                .or_default()
+                .push(event);
+        }
+        for ((token, distinct_id), events) in by_user {
+            let key = self
+                .worker
+                .keys
+                .timeline(&decoded.tokens[token as usize], distinct_id);
+            pipe.cmd("ZADD").arg(&key);
+            for event in &events[events.len().saturating_sub(TIMELINE_EVENTS * 2)..] {
+                pipe.arg(event.timestamp).arg(member(decoded, event));
+            }
+            pipe.cmd("ZREMRANGEBYRANK")
+                .arg(&key)
+                .arg(0)
+                .arg(-1 - TIMELINE_EVENTS as i64);
+            pipe.cmd("EXPIRE").arg(&key).arg(USER_TTL_SECONDS);
+        }
+    }
+}
+
+/// A timeline's member: the uuid, a colon, and as much of the event's name as keeps the set small in Redis.
+fn member(decoded: &Decoded, event: &Event) -> String {
+    let name = decoded.str(event.event);
+    let room = TIMELINE_MEMBER_BYTES - uuid::fmt::Hyphenated::LENGTH - 1;
+    format!(
+        "{}:{}",
+        Uuid::from_u128(event.uuid).hyphenated(),
+        &name[..name.floor_char_boundary(room)]
+    )
+}
+
+/// A recent action as JSON.
+fn action(decoded: &Decoded, event: &Event) -> String {
+    serde_json::json!({
+        "uuid": Uuid::from_u128(event.uuid).hyphenated().to_string(),
+        "event": decoded.str(event.event),
+        "distinct_id": decoded.str(event.distinct_id),
+        "timestamp": event.timestamp,
+    })
+    .to_string()
+}
+
+/// One change of a user's properties.
+#[derive(Debug, PartialEq, Eq)]
+struct Change<'a> {
+    offset: i64,
+    kind: &'static str,
+    name: String,
+    value: &'a str,
+}
+
+/// The changes of one event, `$set` first, then `$set_once`, then `$unset`. Values stay the JSON text that came.
+fn changes_of<'a>(decoded: &'a Decoded, event: &Event, out: &mut Vec<Change<'a>>) {
+    for (span, kind) in [(event.set, "s"), (event.set_once, "o")] {
+        let Some(span) = span else { continue };
+        // A name that is no text (a lone surrogate) spoils the object; its event keeps it, the user does not.
+        let Ok(pairs) = serde_json::from_slice::<Members<'a>>(decoded.bytes(span)) else {
+            continue;
+        };
+        let pairs = pairs.0.into_iter().filter(|(name, _)| !name.starts_with(HIDDEN));
+        out.extend(pairs.map(|(name, value)| Change {
+            offset: event.offset,
+            kind,
+            name,
+            value: value.get(),
+        }));
+    }
+    if let Some(span) = event.unset {
+        let names = serde_json::from_slice::<Vec<String>>(decoded.bytes(span)).unwrap_or_default();
+        let names = names.into_iter().filter(|name| !name.starts_with(HIDDEN));
+        out.extend(names.map(|name| Change {
+            offset: event.offset,
+            kind: "u",
+            name,
+            value: "",
+        }));
+    }
+}
+
+/// The members of a JSON object in their order, values as they came.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> serde::Deserialize<'de> for Members<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Members<'de>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}

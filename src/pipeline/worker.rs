@@ -1,0 +1,209 @@
+//! What all partitions of a worker share: connections, scripts, budgets.
+//!
+//! Owns how a worker starts: what must be true before the first record is read. Never touches a block.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ::clickhouse::Client;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+use super::block::InFlight;
+use super::claim::KeyPerEvent;
+use super::decode::Buffers;
+use super::permit::Limits;
+use super::retry::until_done;
+use super::source::{Register, Source};
+use crate::clickhouse::schema::{self, Mismatch};
+use crate::config::Config;
+use crate::health::Health;
+use crate::kafka::producer::Rejects;
+use crate::redis::keys::Keys;
+use crate::redis::{Redis, Script};
+use crate::telemetry::Service;
+
+/// The marker of claims kept as one string for each event.
+const LAYOUT: &str = "keys";
+
+/// Why a worker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The Redis URL is refused by the client.
+    #[error("redis.url or redis.cache_url cannot be used")]
+    Redis(#[source] ::redis::RedisError),
+    /// The Kafka options are refused by the client.
+    #[error("the Kafka producer could not be made")]
+    Kafka(#[source] rdkafka::error::KafkaError),
+    /// The table does not fit the protocol.
+    #[error(transparent)]
+    Table(#[from] Mismatch),
+    /// The claims in Redis are kept otherwise.
+    #[error("dedup.layout is {configured}, but the claims in Redis are kept in the layout {found}")]
+    Layout {
+        /// The configured layout.
+        configured: &'static str,
+        /// The marker found.
+        found: String,
+    },
+    /// The register is full: more topics and incarnations than a coordinate can tell apart.
+    #[error("the register of sources in Redis ({0}) has no number left for this topic")]
+    Sources(String),
+}
+
+/// The scripts of the stages.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    pub(super) permit: Script,
+    pub(super) remember_token: Script,
+    pub(super) remember_user: Script,
+}
+
+/// A worker's shared parts.
+pub struct Worker {
+    /// The configuration.
+    pub config: Config,
+    /// What is ready, and why not.
+    pub health: Arc<Health>,
+    /// Memory held by blocks.
+    pub in_flight: Arc<InFlight>,
+    /// Sends dead letters and overflow.
+    pub rejects: Rejects,
+    pub(super) redis: Redis,
+    pub(super) cache: Redis,
+    pub(super) clickhouse: Client,
+    pub(super) keys: Keys,
+    pub(super) limits: Limits,
+    pub(super) claims: KeyPerEvent,
+    pub(super) scripts: Scripts,
+    pub(super) register: Register,
+    pub(super) source: Source,
+    pub(super) insert_budget: DefaultDirectRateLimiter,
+    pub(super) buffers: Buffers,
+    pace: Option<DefaultDirectRateLimiter>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// Connects, and checks what the protocol stands on. A service that is down is waited for; a table or a layout that
+    /// does not fit is an error.
+    pub async fn start(config: Config, health: Arc<Health>) -> Result<Self, StartError> {
+        let connections = config.redis.max_connections.min(4) as usize;
+        let redis =
+            Redis::open(config.redis.url.expose().as_str(), connections).map_err(StartError::Redis)?;
+        let cache = Redis::open(config.redis.cache_url().expose().as_str(), 1).map_err(StartError::Redis)?;
+        let clickhouse = crate::clickhouse::client(&config.clickhouse);
+        let rejects = Rejects::new(&config.kafka).map_err(StartError::Kafka)?;
+        let keys = Keys::new(&config.redis.key_prefix);
+
+        let ask = async || {
+            let deadline = config.clickhouse.insert_deadline_seconds;
+            schema::compare(&clickhouse, &config.clickhouse.database, deadline).await
+        };
+        if let Some(mismatch) = until_done(Service::ClickHouse, "look at the table", ask).await {
+            return Err(mismatch.into());
+        }
+        mark_layout(&redis, &keys).await?;
+        let register = Register::new();
+        let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
+        let enter = async || register.number(&redis, &keys, topic, true).await;
+        let source = until_done(Service::Redis, "register the topic", enter)
+            .await
+            .filter(|source| source.pack(0, 0).is_some())
+            .ok_or_else(|| StartError::Sources(keys.sources()))?;
+
+        Ok(Self {
+            limits: Limits::new(config.rate_limit.limit, config.rate_limit.window_seconds),
+            claims: KeyPerEvent::new(keys.clone(), config.dedup.window_seconds),
+            scripts: Scripts {
+                permit: Script::new(include_str!("permit.lua")),
+                remember_token: Script::new(include_str!("remember_token.lua")),
+                remember_user: Script::new(include_str!("remember_user.lua")),
+            },
+            insert_budget: RateLimiter::direct(Quota::per_second(at_least_one(
+                config.clickhouse.max_inserts_per_second,
+            ))),
+            pace: NonZeroU32::new(config.worker.max_events_per_second)
+                .map(|n| RateLimiter::direct(Quota::per_second(n))),
+            in_flight: Arc::default(),
+            buffers: Buffers::default(),
+            config,
+            health,
+            rejects,
+            redis,
+            cache,
+            clickhouse,
+            keys,
+            register,
+            source,
+        })
+    }
+
+    /// Waits until `events` more fit under `worker.max_events_per_second`.
+    pub(super) async fn pace(&self, events: usize) {
+        let Some(limiter) = &self.pace else { return };
+        let mut rest = events as u32;
+        while let Some(n) = NonZeroU32::new(rest) {
+            // More than a second's worth is asked for in parts.
+            let part = n.min(at_least_one(self.config.worker.max_events_per_second));
+            if limiter.until_n_ready(part).await.is_err() {
+                return;
+            }
+            rest -= part.get();
+        }
+    }
+
+    /// How old an announcement may be, in ms.
+    pub(super) fn deadline_ms(&self) -> i64 {
+        i64::from(self.config.clickhouse.insert_deadline_seconds) * 1000
+    }
+
+    /// A client whose reads see all acknowledged writes.
+    pub(super) fn reads(&self) -> Client {
+        self.clickhouse
+            .clone()
+            .with_setting("select_sequential_consistency", "1")
+            .with_setting("max_execution_time", "30")
+    }
+}
+
+/// Claims of one layout are not seen by another: the first worker leaves a mark, the others compare.
+async fn mark_layout(redis: &Redis, keys: &Keys) -> Result<(), StartError> {
+    let mut mark = ::redis::cmd("SET");
+    mark.arg(keys.layout()).arg(LAYOUT).arg("NX").arg("GET");
+    let found: Option<String> = until_done(Service::Redis, "compare the layout of claims", async || {
+        redis.command(&mark).await
+    })
+    .await;
+    let mut version = ::redis::cmd("SET");
+    version.arg(keys.app_version()).arg(env!("CARGO_PKG_VERSION"));
+    until_done(Service::Redis, "note the version", async || {
+        redis.command::<()>(&version).await
+    })
+    .await;
+    match found {
+        Some(found) if found != LAYOUT => Err(StartError::Layout {
+            configured: LAYOUT,
+            found,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn at_least_one(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN)
+}
+
+/// The worker's clock, ms since 1970.
+pub(super) fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64)
+}

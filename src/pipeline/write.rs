@@ -1,0 +1,216 @@
+//! Write: the rows of a block, in one insert, under a token made of the announcement.
+//!
+//! A retry sends the same bytes with the same time, so the table either skips what it has or refuses it for its age.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use ::clickhouse::Client;
+use ::clickhouse::error::{Error, Result};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+
+use super::{Outcome, Partition, Prepared, Worker, worker};
+use crate::clickhouse::error::{Class, classify};
+use crate::clickhouse::identifier;
+use crate::clickhouse::rows::{self, Row};
+use crate::kafka::metadata::Announcement;
+use crate::telemetry::{Service, metrics};
+
+/// How an insert ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// The rows are in the table, except those (by their place among the block's events) that it refuses for good.
+    Acknowledged {
+        /// Places of refused rows.
+        refused: Vec<usize>,
+    },
+    /// The announcement is too old for an insert: announce anew, ask, and write what is missing.
+    Stale,
+}
+
+impl Partition {
+    /// Inserts the passing events, without those whose offsets are `present` already.
+    pub(super) async fn write(
+        &self,
+        prepared: &Prepared,
+        announcement: Announcement,
+        present: &HashSet<i64>,
+    ) -> Written {
+        let events = &prepared.decoding.events.events;
+        let mut rows: Vec<usize> = (0..events.len())
+            .filter(|&i| prepared.outcomes[i] == Outcome::Pass && !present.contains(&events[i].offset))
+            .collect();
+        let mut refused = Vec::new();
+        let token = self.deduplication_token(prepared, announcement);
+        'bytes: loop {
+            if rows.is_empty() {
+                return Written::Acknowledged { refused };
+            }
+            let bytes = self.encode(prepared, &rows, announcement.time_ms);
+            let mut delays = delays();
+            loop {
+                if worker::now_ms() - announcement.time_ms >= self.worker.deadline_ms() {
+                    return Written::Stale;
+                }
+                self.worker.insert_budget.until_ready().await;
+                let error = match insert(&self.worker, "events", Some(&token), bytes.clone()).await {
+                    Ok(()) => {
+                        metrics().inserts.increment(1);
+                        metrics().insert_rows.increment(rows.len() as u64);
+                        return Written::Acknowledged { refused };
+                    }
+                    Err(error) => error,
+                };
+                match classify(&error) {
+                    Class::Stale => return Written::Stale,
+                    Class::Refused => {
+                        let bad = self.find_refused(prepared, rows.clone()).await;
+                        if !bad.is_empty() {
+                            tracing::warn!(
+                                partition = self.number,
+                                rows = bad.len(),
+                                error = %error,
+                                "ClickHouse refuses rows for good; they go to the dead letters"
+                            );
+                            rows.retain(|row| !bad.contains(row));
+                            refused.extend(bad);
+                            continue 'bytes;
+                        }
+                        // No row by itself is refused: something behind the table is, and an operator must mend it.
+                        again(&error, &mut delays).await;
+                    }
+                    Class::Transient => again(&error, &mut delays).await,
+                }
+            }
+        }
+    }
+
+    fn deduplication_token(&self, prepared: &Prepared, announcement: Announcement) -> String {
+        let kafka = &self.worker.config.kafka;
+        format!(
+            "{}/{}/{}/{}/{}-{}/{:032x}",
+            kafka.group_id,
+            kafka.topic,
+            kafka.incarnation,
+            self.number,
+            prepared.block.start,
+            announcement.end,
+            announcement.digest
+        )
+    }
+
+    fn encode(&self, prepared: &Prepared, rows: &[usize], ingested_at: i64) -> Bytes {
+        let kafka = &self.worker.config.kafka;
+        let decoded = &prepared.decoding.events;
+        let origin = rows::Origin {
+            topic: &kafka.topic,
+            incarnation: kafka.incarnation,
+            partition: self.number,
+            ingested_at,
+        };
+        let rows = rows.iter().map(|&i| {
+            let event = &decoded.events[i];
+            Row {
+                uuid: event.uuid,
+                token: decoded.tokens[event.token as usize].as_bytes(),
+                event: decoded.bytes(event.event),
+                distinct_id: decoded.bytes(event.distinct_id),
+                timestamp: event.timestamp,
+                properties: decoded.bytes(event.properties),
+                offset: event.offset,
+            }
+        });
+        rows::encode(origin, &rows)
+    }
+
+    /// Finds the rows that are refused by themselves: trial inserts, halved, into a table that keeps nothing.
+    /// (Halving under the real token would make the table skip halves.)
+    async fn find_refused(&self, prepared: &Prepared, rows: Vec<usize>) -> Vec<usize> {
+        let mut refused = Vec::new();
+        let mut delays = delays();
+        let mut suspects = vec![rows];
+        while let Some(rows) = suspects.pop() {
+            let bytes = self.encode(prepared, &rows, worker::now_ms());
+            match insert(&self.worker, "events_trial", None, bytes).await {
+                Ok(()) => {}
+                Err(error) if classify(&error) == Class::Refused => {
+                    if let [row] = rows[..] {
+                        refused.push(row);
+                    } else {
+                        let (first, second) = rows.split_at(rows.len() / 2);
+                        suspects.push(second.to_vec());
+                        suspects.push(first.to_vec());
+                    }
+                }
+                Err(error) => {
+                    again(&error, &mut delays).await;
+                    suspects.push(rows);
+                }
+            }
+        }
+        refused
+    }
+}
+
+fn delays() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(5))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+async fn again(error: &Error, delays: &mut impl Iterator<Item = Duration>) {
+    metrics().retries.of(Service::ClickHouse).increment(1);
+    metrics().insert_retries.increment(1);
+    tracing::warn!(service = "clickhouse", what = "insert", error = %error, "a service failed; trying again");
+    tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(5))).await;
+}
+
+/// Settings of every insert. One insert must stay one block on the server, or its token would be remembered in parts.
+fn settings(worker: &Worker, token: Option<&str>) -> Vec<(&'static str, String)> {
+    let mut settings = vec![
+        // On by default since 26.3; asynchronous inserts coalesce, and are acknowledged under other tokens.
+        ("async_insert", "0".to_owned()),
+        // Below the deadline: a client's time-out does not stop an insert, it would land afterwards.
+        (
+            "max_execution_time",
+            (worker.config.clickhouse.insert_deadline_seconds / 2)
+                .max(1)
+                .to_string(),
+        ),
+        ("max_partitions_per_insert_block", "0".to_owned()),
+        ("max_insert_block_size", "1048449".to_owned()),
+        ("min_insert_block_size_rows", "1048449".to_owned()),
+        ("min_insert_block_size_bytes", "268435456".to_owned()),
+        ("max_insert_threads", "1".to_owned()),
+        (
+            "deduplicate_blocks_in_dependent_materialized_views",
+            "1".to_owned(),
+        ),
+    ];
+    if let Some(token) = token {
+        settings.push(("insert_deduplicate", "1".to_owned()));
+        settings.push(("insert_deduplication_token", token.to_owned()));
+    }
+    settings
+}
+
+async fn insert(worker: &Worker, table: &str, token: Option<&str>, bytes: Bytes) -> Result<()> {
+    let client: &Client = &worker.clickhouse;
+    let sql = format!(
+        "INSERT INTO {}.{table} ({}) FORMAT Native",
+        identifier(&worker.config.clickhouse.database),
+        rows::column_list()
+    );
+    let mut insert = client.insert_formatted_with(sql);
+    for (name, value) in settings(worker, token) {
+        insert = insert.with_setting(name, value);
+    }
+    let patience = Duration::from_secs(u64::from(worker.config.clickhouse.insert_deadline_seconds));
+    let mut insert = insert.with_timeouts(Some(patience), Some(patience));
+    insert.send(bytes).await?;
+    insert.end().await
+}

@@ -1,0 +1,153 @@
+//! Every Redis key, its time to live or bound, and how text from outside is kept from making two
+//! tenants' keys meet.
+//!
+//! `{…}` is a literal Cluster hash tag: users and events spread over the slots, not whole projects.
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+/// What would end a hash tag or look like our own separators.
+const RESERVED: &AsciiSet = &CONTROLS.add(b'%').add(b':').add(b'{').add(b'}');
+
+/// A timeline, and a user's properties, live this long after their last write, in seconds (30 days).
+pub const USER_TTL_SECONDS: u64 = 30 * 24 * 3600;
+/// A timeline keeps this many events, the newest. Below Redis's `zset-max-listpack-entries` (128).
+pub const TIMELINE_EVENTS: usize = 100;
+/// A timeline's members are cut at this many bytes, Redis's `zset-max-listpack-value`.
+pub const TIMELINE_MEMBER_BYTES: usize = 64;
+/// The recent actions of a token, the newest.
+pub const RECENT_ACTIONS: usize = 100;
+/// Cached query results and user profiles, in seconds, before jitter.
+pub const CACHE_TTL_SECONDS: u64 = 3600;
+/// A read-API session, in seconds from its last use.
+pub const SESSION_TTL_SECONDS: u64 = 24 * 3600;
+/// Counters live this long after their last event, in seconds (400 days).
+pub const COUNTER_TTL_SECONDS: u64 = 400 * 24 * 3600;
+
+/// Makes keys under the configured prefix.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// All keys made will start with `prefix`, which may be empty.
+    pub fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    fn tagged(&self, kind: &str, parts: &[&str]) -> String {
+        let mut key = String::with_capacity(self.prefix.len() + kind.len() + 48);
+        key.push_str(&self.prefix);
+        key.push_str(kind);
+        key.push('{');
+        for (i, part) in parts.iter().enumerate() {
+            if i > 0 {
+                key.push(':');
+            }
+            key.extend(utf8_percent_encode(part, RESERVED));
+        }
+        key.push('}');
+        key
+    }
+
+    /// The start of a token's claims, `keys` layout; a uuid and `}` follow. String, the packed
+    /// coordinate; lives for `dedup.window_seconds`.
+    pub fn claims_of(&self, token: &str) -> String {
+        let mut key = self.tagged("event:dedup:", &[token, ""]);
+        key.pop();
+        key
+    }
+
+    /// The sliding window of a token's permits: hash; lives one window.
+    pub fn rate(&self, token: &str) -> String {
+        self.tagged("rate:", &[token])
+    }
+
+    /// What was decided of a token's events: hash, a field for each source and partition; lives for
+    /// `dedup.window_seconds`.
+    pub fn decided(&self, token: &str) -> String {
+        self.tagged("decided:", &[token])
+    }
+
+    /// How far counters and recent actions went: hash, a field for each source and partition.
+    pub fn applied(&self, token: &str) -> String {
+        self.tagged("applied:", &[token])
+    }
+
+    /// Events written for a token: string, integer.
+    pub fn events_counter(&self, token: &str) -> String {
+        self.tagged("counter:events:", &[token])
+    }
+
+    /// Authenticated requests of a token: string, integer.
+    pub fn api_calls_counter(&self, token: &str) -> String {
+        self.tagged("counter:api_calls:", &[token])
+    }
+
+    /// A token's newest actions: list of JSON, at most [`RECENT_ACTIONS`].
+    pub fn recent_actions(&self, token: &str) -> String {
+        self.tagged("recent_actions:", &[token])
+    }
+
+    /// A user's timeline: sorted set, score = event time in ms, at most [`TIMELINE_EVENTS`].
+    pub fn timeline(&self, token: &str, distinct_id: &str) -> String {
+        self.tagged("timeline:user:", &[token, distinct_id])
+    }
+
+    /// A user's properties: hash of JSON values, and hidden fields (they start with NUL).
+    pub fn user(&self, token: &str, distinct_id: &str) -> String {
+        self.tagged("user:", &[token, distinct_id])
+    }
+
+    /// A user's assembled profile: string of JSON, [`CACHE_TTL_SECONDS`].
+    pub fn cached_user(&self, token: &str, distinct_id: &str) -> String {
+        self.tagged("cache:user:", &[token, distinct_id])
+    }
+
+    /// A cached query result: string of JSON, [`CACHE_TTL_SECONDS`].
+    pub fn query_result(&self, hash: &str) -> String {
+        self.tagged("query_result:", &[hash])
+    }
+
+    /// A read-API session: string, [`SESSION_TTL_SECONDS`].
+    pub fn session(&self, id: &str) -> String {
+        self.tagged("session:", &[id])
+    }
+
+    /// The register that gives each topic and incarnation its small number: hash.
+    pub fn sources(&self) -> String {
+        format!("{}config:sources", self.prefix)
+    }
+
+    /// The layout that the claims are kept in: string. One that differs from the configuration refuses to start.
+    pub fn layout(&self) -> String {
+        format!("{}config:dedup_layout", self.prefix)
+    }
+
+    /// The version of the worker that started last: string.
+    pub fn app_version(&self) -> String {
+        format!("{}config:app_version", self.prefix)
+    }
+
+    /// A token's own limit, over the configured one: string.
+    pub fn rate_limit_override(&self, token: &str) -> String {
+        self.tagged("config:rate_limit:", &[token])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_tenants_keys_meet() {
+        let keys = Keys::new("p:");
+        assert_eq!(keys.timeline("t", "a:b"), "p:timeline:user:{t:a%3Ab}");
+        assert_ne!(keys.user("t:a", "b"), keys.user("t", "a:b"));
+        assert_ne!(keys.user("t}", "b"), keys.user("t", "}b"));
+        assert_ne!(keys.session("%3A"), keys.session(":"));
+        assert_eq!(keys.claims_of("t:"), "p:event:dedup:{t%3A:");
+    }
+}
