@@ -4,6 +4,7 @@
 //! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`health`] and
 //! [`telemetry`] (what it tells).
 
+pub mod cli;
 pub mod clickhouse;
 pub mod config;
 pub mod event;

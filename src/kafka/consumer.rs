@@ -403,6 +403,9 @@ struct Context {
     fatal: Mutex<Option<Fatal>>,
 }
 
+/// Where each partition starts, or why it does not.
+type Starts = Vec<(i32, Result<Start, Refusal>)>;
+
 /// Counts assignments over all sessions of this process.
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
@@ -419,11 +422,7 @@ impl Context {
     }
 
     /// Reads where each of the partitions starts.
-    fn starts(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partitions: &[i32],
-    ) -> Result<Vec<(i32, Result<Start, Refusal>)>, KafkaError> {
+    fn starts(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> Result<Starts, KafkaError> {
         let topic = &self.worker.config.kafka.topic;
         let committed = again(|| {
             let mut tpl = TopicPartitionList::with_capacity(partitions.len());
@@ -521,7 +520,7 @@ impl Context {
                 committed: start.committed,
                 highest: highest.clone(),
             };
-            let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), assigned);
+            let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);
             let intake = Intake::new(start, epoch, kafka.incarnation, &self.worker.in_flight, lane);
             self.lock().insert(partition, intake);
         }

@@ -287,8 +287,8 @@ mod tests {
     fn records_come_back_as_they_went_in_and_memory_is_accounted_for() {
         let in_flight = Arc::new(InFlight::default());
         let mut headers = Vec::new();
-        Headers::encode(&mut headers, "a", Some(b"1"));
-        Headers::encode(&mut headers, "b", None);
+        Headers::encode(&mut headers, b"a", Some(b"1"));
+        Headers::encode(&mut headers, b"b", None);
         let mut open = Open::new(5, None, &in_flight);
         let records = [
             Record {
@@ -313,7 +313,9 @@ mod tests {
                 headers: Headers(&[]),
             },
         ];
-        records.iter().for_each(|r| open.push(r));
+        for record in &records {
+            open.push(record);
+        }
         let block = open.close(Cut::Free, 1, slot());
         assert_eq!((block.start, block.end, block.len()), (5, 9, 3));
         for (read, written) in block.records().zip(&records) {

@@ -70,12 +70,12 @@ pub struct Lane {
 
 impl Lane {
     /// Starts the tasks of a partition.
-    pub fn spawn(worker: &Arc<Worker>, runtime: &Handle, committer: Committer, assigned: Assigned) -> Self {
+    pub fn spawn(worker: &Arc<Worker>, runtime: &Handle, committer: Committer, assigned: &Assigned) -> Self {
         // Unbounded, and yet bounded: the polling thread closes no block beyond a few outstanding ones.
         let (blocks, incoming) = unbounded_channel();
         let stop = CancellationToken::new();
         let highest = assigned.highest.clone();
-        let partition = Partition::new(Arc::clone(worker), committer, &assigned);
+        let partition = Partition::new(Arc::clone(worker), committer, assigned);
         let task = runtime.spawn(run(partition, highest, incoming, stop.clone()));
         Self {
             blocks,

@@ -138,7 +138,7 @@ impl Partition {
     async fn settle(&self, mut prepared: Prepared) -> Result<(), Dropped> {
         let settled = match prepared.kind {
             Kind::Fresh => {
-                let announcement = self.announcement(&prepared);
+                let announcement = prepared.announcement();
                 timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
                 // Rejects go out while the insert is under way: they were decided, whatever becomes of it.
                 let none = HashSet::new();
@@ -177,15 +177,6 @@ impl Partition {
         }
     }
 
-    fn announcement(&self, prepared: &Prepared) -> Announcement {
-        Announcement {
-            end: prepared.block.end,
-            digest: prepared.decoding.digest,
-            time_ms: worker::now_ms(),
-            unlimited: prepared.unlimited,
-        }
-    }
-
     fn origin(&self, offset: i64) -> Origin {
         let kafka = &self.worker.config.kafka;
         Origin {
@@ -198,6 +189,16 @@ impl Partition {
 }
 
 impl Prepared {
+    /// What is announced of the block now.
+    fn announcement(&self) -> Announcement {
+        Announcement {
+            end: self.block.end,
+            digest: self.decoding.digest,
+            time_ms: worker::now_ms(),
+            unlimited: self.unlimited,
+        }
+    }
+
     /// Counts each record under its outcome, once the block is settled.
     fn count(&self) {
         let of = |outcome| self.outcomes.iter().filter(|o| **o == outcome).count() as u64;

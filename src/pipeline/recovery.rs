@@ -18,7 +18,7 @@ use crate::telemetry::{Service, Stage, metrics};
 
 /// Beyond the deadline, until nothing of an announcement whose payloads are gone can be accepted any more: clocks may
 /// differ by this much without the table refusing everything.
-const AFTER_DEADLINE: Duration = Duration::from_secs(60);
+const AFTER_DEADLINE: Duration = Duration::from_mins(1);
 
 /// The highest offset that the table has of each of the partitions.
 pub(super) async fn highest(worker: &Worker, partitions: &[i32]) -> HashMap<i32, i64> {
@@ -49,7 +49,7 @@ impl Partition {
     pub(super) async fn recover(&self, prepared: &mut Prepared) -> Result<(), Dropped> {
         self.wait_out_a_lost_announcement(prepared).await;
         loop {
-            let announcement = self.announcement(prepared);
+            let announcement = prepared.announcement();
             timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
             let present = self.present(prepared).await;
             let written = timed(Stage::Write, self.write(prepared, announcement, &present)).await;

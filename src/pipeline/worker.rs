@@ -21,7 +21,7 @@ use crate::health::Health;
 use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
 use crate::redis::{Redis, Script};
-use crate::telemetry::Service;
+use crate::telemetry::{Service, metrics};
 
 /// The marker of claims kept as one string for each event.
 const LAYOUT: &str = "keys";
@@ -158,6 +158,39 @@ impl Worker {
             }
             rest -= part.get();
         }
+    }
+
+    /// Whether Redis answers, and the clock that it keeps; the error holds no secret.
+    pub async fn ping_redis(&self) -> Result<(), String> {
+        let theirs = self
+            .redis
+            .time_ms()
+            .await
+            .map_err(|error| error.category().to_owned())?;
+        metrics()
+            .clock_difference
+            .of(Service::Redis)
+            .set((now_ms() - theirs) as f64 / 1000.0);
+        Ok(())
+    }
+
+    /// Whether `ClickHouse` answers, and the clock that it keeps; the error holds no secret.
+    pub async fn ping_clickhouse(&self) -> Result<(), String> {
+        let ask = self
+            .clickhouse
+            .query_raw("SELECT toUnixTimestamp64Milli(now64(3))")
+            .fetch_one::<i64>();
+        let theirs = ask
+            .await
+            .map_err(|error| match crate::clickhouse::error::code(&error) {
+                Some(code) => format!("error {code}"),
+                None => "no answer".to_owned(),
+            })?;
+        metrics()
+            .clock_difference
+            .of(Service::ClickHouse)
+            .set((now_ms() - theirs) as f64 / 1000.0);
+        Ok(())
     }
 
     /// How old an announcement may be, in ms.

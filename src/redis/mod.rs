@@ -29,7 +29,7 @@ impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Redis")
             .field("connections", &self.connections.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
