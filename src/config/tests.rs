@@ -167,7 +167,7 @@ fn values_out_of_range_or_of_the_wrong_type_are_refused_by_key_and_value() {
         ("clickhouse.max_inserts_per_second", "0", "1 to 1000"),
         ("clickhouse.url", "\"tcp://a:9000\"", "http://host:port"),
         ("clickhouse.url", "\"nowhere\"", "http://host:port"),
-        ("dedup.by", "\"uuid\"", "\"id\" or \"content\" or \"none\""),
+        ("dedup.by", "\"uuid\"", "\"id\" or \"content\""),
         ("dedup.layout", "\"packed\"", "cannot do otherwise yet"),
         ("dedup.window_seconds", "0", "1 to"),
         ("http.admin_listen", "\"9100\"", "IP address and port"),

@@ -600,7 +600,10 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(error = %error, reason, "the Kafka client reports");
+        // Reaching the end of a partition is heard of by polling.
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(error = %error, reason, "the Kafka client reports");
+        }
     }
 }
 

@@ -15,8 +15,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::block::Block;
-use super::{Partition, Prepared, Worker, recovery};
+use super::{Partition, Prepared, Worker, recovery, timed};
 use crate::kafka::committer::Committer;
+use crate::telemetry::Stage;
 
 /// How long a settled block waits for the next one's announcement to carry its commit.
 const ADVANCE_AFTER: Duration = Duration::from_millis(100);
@@ -146,14 +147,14 @@ async fn run(
                 () = stop.cancelled() => None,
                 next = ready.recv() => next,
                 () = tokio::time::sleep(ADVANCE_AFTER), if partition.is_behind() => {
-                    partition.advance().await?;
+                    timed(Stage::Advance, partition.advance()).await?;
                     continue;
                 }
             };
             match next {
                 Some(block) => partition.settle(block).await?,
                 // Given away: what is settled is committed, the rest is read again.
-                None => return partition.advance().await,
+                None => return timed(Stage::Advance, partition.advance()).await,
             }
         }
     };
