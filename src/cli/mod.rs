@@ -2,7 +2,7 @@
 //!
 //! Owns what all commands share: the global flags, the configuration that each of them refuses alike, and the
 //! exit codes (0 done, 1 failed, 2 bad usage or configuration). A command is a file with `Args` and
-//! `pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError>`, a variant of [`Command`] and a
+//! `pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError>`, a variant of `Command` and a
 //! line of [`Invocation::run`].
 
 use std::ffi::OsString;
@@ -33,7 +33,7 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// Configuration, a TOML file. Each key is overridden by the variable SLUICE_<SECTION>__<KEY>.
+    /// Configuration, a TOML file. Each key is overridden by the variable `SLUICE_<SECTION>__<KEY>`.
     #[arg(long, global = true, value_name = "FILE", env = "SLUICE_CONFIG")]
     config: Option<PathBuf>,
     /// How logs are written to standard error; auto: text on a terminal, JSON elsewhere.

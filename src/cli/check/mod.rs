@@ -1,12 +1,12 @@
 //! `sluice check`: the effective configuration, and whether each service can be worked with.
 //!
-//! Changes nothing anywhere. Each service has a file that turns its answers into [`Finding`]s; what they judge
+//! Changes nothing anywhere. Each service has a file that turns its answers into findings; what they judge
 //! by is pure and tested there.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use comfy_table::{Cell, ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -114,6 +114,16 @@ async fn within(service: &'static str, address: String, check: BoxFuture<'_, Vec
     }
 }
 
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Good => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "PROBLEM",
+        }
+    }
+}
+
 impl Finding {
     fn good(subject: &'static str, detail: impl Into<String>) -> Self {
         Self {
@@ -178,29 +188,15 @@ fn render(reports: &[Report]) -> String {
         findings,
     } in reports
     {
-        table.add_row([
-            Cell::new(service),
-            Cell::new("address"),
-            Cell::new(""),
-            Cell::new(address),
-            Cell::new(""),
-        ]);
-        for finding in findings {
-            let verdict = match finding.verdict {
-                Verdict::Good => "ok",
-                Verdict::Warning => "warning",
-                Verdict::Problem => "PROBLEM",
-            };
-            table.add_row(
-                [
-                    &service,
-                    finding.subject,
-                    verdict,
-                    &finding.detail,
-                    &finding.remedy,
-                ]
-                .map(Cell::new),
-            );
+        table.add_row([*service, "address", "", address, ""]);
+        for Finding {
+            subject,
+            verdict,
+            detail,
+            remedy,
+        } in findings
+        {
+            table.add_row([*service, subject, verdict.word(), detail, remedy]);
         }
     }
     format!("{}\n", table.trim_fmt())
