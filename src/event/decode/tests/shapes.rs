@@ -106,6 +106,11 @@ fn of_a_name_that_stands_twice_the_last_one_counts() {
         (&*twice.event, &*twice.properties, twice.set),
         ("f", r#"{"b":2}"#, None)
     );
+    let twice = plain(r#""a":3,"properties":{"a":1},"properties":{"b":2}"#).unwrap();
+    assert_eq!(
+        twice.properties, r#"{"b":2,"a":3}"#,
+        "the first one takes no names"
+    );
     assert_eq!(plain(r#""event":null"#), Err(Reason::MissingEvent));
     let twice = plain(r#""properties":{"$set":{"x":1},"$set":{"x":2}}"#).unwrap();
     assert_eq!(twice.set.as_deref(), Some(r#"{"x":2}"#));
