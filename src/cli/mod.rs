@@ -2,7 +2,7 @@
 //!
 //! Owns what all commands share: the global flags, the configuration that each of them refuses alike, and the
 //! exit codes (0 done, 1 failed, 2 bad usage or configuration). A command is a file with `Args` and
-//! `pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError>`, a variant of [`Command`] and a
+//! `pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError>`, a variant of `Command` and a
 //! line of [`Invocation::run`].
 
 use std::ffi::OsString;
@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, LogFormat};
 
+pub mod check;
 pub mod migrate;
 pub mod run;
 
@@ -34,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// Configuration, a TOML file. Each key is overridden by the variable SLUICE_<SECTION>__<KEY>.
+    /// Configuration, a TOML file. Each key is overridden by the variable `SLUICE_<SECTION>__<KEY>`.
     #[arg(long, global = true, value_name = "FILE", env = "SLUICE_CONFIG")]
     config: Option<PathBuf>,
     /// How logs are written to standard error; auto: text on a terminal, JSON elsewhere.
@@ -54,6 +55,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the effective configuration and try each service.
+    Check(check::Args),
     /// Process events (worker), answer queries (api), or both.
     Run(run::Args),
     /// Create the database and the tables where they are missing.
@@ -120,6 +123,7 @@ impl Invocation {
     pub async fn run(self) -> ExitCode {
         let Self { config, command } = self;
         let result = match command {
+            Command::Check(args) => check::run(config, args).await,
             Command::Run(args) => run::run(config, args).await,
             Command::Migrate => migrate::run(config).await,
         };

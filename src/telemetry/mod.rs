@@ -8,14 +8,20 @@
     reason = "this is the one file that names metrics, and describes each"
 )]
 
-use std::io::IsTerminal;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::TryInitError;
+
+pub use labels::{BlockKind, Outcome, Rebalance, Service, Stage};
+pub use logs::{LogFormat, init_logs};
+
+use labels::Label;
+
+mod labels;
+mod logs;
 
 const EVENTS: &str = "sluice_events_total";
 const DEAD_LETTERS: &str = "sluice_dead_letters_total";
@@ -174,117 +180,6 @@ const HISTOGRAMS: [(&str, Unit, &str); 2] = [
 const BUCKETS_SECONDS: [f64; 15] = [
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
 ];
-
-/// Declares a label's values; each is one series of a [`Family`].
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident = $key:literal { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl $name {
-            /// Every value.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// The value as it stands in metrics and logs.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
-
-        impl Label for $name {
-            const KEY: &'static str = $key;
-            const VALUES: &'static [Self] = Self::ALL;
-
-            fn index(self) -> usize {
-                self as usize
-            }
-
-            fn text(self) -> &'static str {
-                self.name()
-            }
-        }
-    };
-}
-
-label! {
-    /// What became of a record. Each ends in exactly one.
-    Outcome = "outcome" {
-        /// A row in the table.
-        Written = "written",
-        /// A claim of another record was there.
-        Duplicate = "duplicate",
-        /// Over its token's limit: the overflow topic.
-        Limited = "limited",
-        /// No event: the dead-letter topic.
-        DeadLetter = "dead_letter",
-    }
-}
-
-label! {
-    /// How a block came about.
-    BlockKind = "kind" {
-        /// Cut from what was polled.
-        Fresh = "fresh",
-        /// Begun by an earlier attempt, and possibly written.
-        Recovery = "recovery",
-    }
-}
-
-label! {
-    /// A stage of the data path.
-    Stage = "stage" {
-        /// Records become events.
-        Decode = "decode",
-        /// Duplicates are found.
-        Claim = "claim",
-        /// Limits are kept.
-        Permit = "permit",
-        /// The block is made recoverable.
-        Announce = "announce",
-        /// The insert, with its retries.
-        Write = "write",
-        /// Dead letters and overflow.
-        Reject = "reject",
-        /// Timelines, properties, counters.
-        Remember = "remember",
-        /// The block's end is committed.
-        Advance = "advance",
-    }
-}
-
-label! {
-    /// What a rebalance did to a partition.
-    Rebalance = "event" {
-        /// It came to this worker.
-        Assigned = "assigned",
-        /// It was given back in good order.
-        Revoked = "revoked",
-        /// It was gone before anything could be settled.
-        Lost = "lost",
-    }
-}
-
-label! {
-    /// A service that the program needs.
-    Service = "service" {
-        /// Records, rejects and offsets.
-        Kafka = "kafka",
-        /// Claims, limits, timelines, caches.
-        Redis = "redis",
-        /// The events table.
-        ClickHouse = "clickhouse",
-    }
-}
-
-/// The values of a label, known beforehand.
-trait Label: Copy + 'static {
-    const KEY: &'static str;
-    const VALUES: &'static [Self];
-
-    fn index(self) -> usize;
-    fn text(self) -> &'static str;
-}
 
 /// The handles of one metric, one for each value of its label.
 #[derive(Debug)]
@@ -446,41 +341,6 @@ fn describe() {
     for (name, unit, help) in HISTOGRAMS {
         metrics::describe_histogram!(name, unit, help);
     }
-}
-
-/// How logs are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    #[default]
-    Auto,
-    /// A line of text for a reader.
-    Text,
-    /// An object a line for a machine.
-    Json,
-}
-
-/// Sends logs to standard error, as standard output is for results. Events of the `log` crate, librdkafka's
-/// among them, come along.
-pub fn init_logs(format: LogFormat, filter: EnvFilter) -> Result<(), TelemetryError> {
-    use tracing_subscriber::util::SubscriberInitExt;
-
-    let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text | LogFormat::Auto if terminal || format == LogFormat::Text => {
-            builder.with_ansi(terminal).finish().try_init()?;
-        }
-        _ => builder
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .finish()
-            .try_init()?,
-    }
-    Ok(())
 }
 
 #[cfg(test)]

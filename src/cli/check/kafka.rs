@@ -1,0 +1,177 @@
+//! Kafka: do brokers answer, and are the three topics there?
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::metadata::Metadata;
+
+use super::{CALL_TIMEOUT, Finding};
+use crate::config::Kafka;
+
+/// All findings; without an answer there is only one.
+pub(super) async fn check(config: &Kafka) -> Vec<Finding> {
+    let mut client = ClientConfig::new();
+    for (name, value) in &config.options {
+        client.set(name, value);
+    }
+    client
+        .set("bootstrap.servers", &config.brokers)
+        .set("client.id", "sluice-check");
+    // librdkafka blocks, so the question is asked where that is allowed.
+    let question = client.clone();
+    let metadata = match tokio::task::spawn_blocking(move || fetch_metadata(&question)).await {
+        Ok(Ok(metadata)) => metadata,
+        Ok(Err(finding)) => return vec![finding],
+        Err(error) => return vec![Finding::unreachable(error.to_string())],
+    };
+    let creates_topics = creates_topics(&client, &metadata).await;
+    let brokers: Vec<String> = metadata
+        .brokers()
+        .iter()
+        .map(|broker| format!("{}:{}", broker.host(), broker.port()))
+        .collect();
+    let mut findings = vec![Finding::good(
+        "connection",
+        format!("brokers {}", brokers.join(", ")),
+    )];
+    for (key, subject, name) in [
+        ("kafka.topic", "topic", &config.topic),
+        ("kafka.overflow_topic", "overflow topic", &config.overflow_topic),
+        (
+            "kafka.dead_letter_topic",
+            "dead-letter topic",
+            &config.dead_letter_topic,
+        ),
+    ] {
+        findings.push(match partitions(&metadata, name) {
+            Ok(partitions) => Finding::good(subject, format!("{name}, {partitions} partitions")),
+            Err(Absent::Refused(reason)) => Finding::problem(
+                subject,
+                format!("{key} = {name:?}: {reason}"),
+                "let this user describe the topic",
+            ),
+            Err(Absent::Missing) => missing(config, key, subject, name, creates_topics),
+        });
+    }
+    findings
+}
+
+/// What the brokers know of all topics; asking for one by its name could create it.
+fn fetch_metadata(client: &ClientConfig) -> Result<Metadata, Finding> {
+    let consumer: BaseConsumer<Listener> = client
+        .create_with_context(Listener::default())
+        .map_err(|error| Finding::problem("client", error.to_string(), "correct kafka.options"))?;
+    consumer.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| {
+        // Its log waits in the queue of events, for someone who polls.
+        while consumer.poll(Duration::from_millis(10)).is_some() {}
+        Finding::unreachable(consumer.context().last().unwrap_or_else(|| error.to_string()))
+    })
+}
+
+enum Absent {
+    Missing,
+    Refused(String),
+}
+
+fn partitions(metadata: &Metadata, name: &str) -> Result<usize, Absent> {
+    let topic = metadata
+        .topics()
+        .iter()
+        .find(|topic| topic.name() == name)
+        .ok_or(Absent::Missing)?;
+    match topic.error() {
+        Some(error) => Err(Absent::Refused(format!("{error:?}"))),
+        None => Ok(topic.partitions().len()),
+    }
+}
+
+fn missing(
+    config: &Kafka,
+    key: &str,
+    subject: &'static str,
+    name: &str,
+    creates_topics: Option<bool>,
+) -> Finding {
+    let detail = format!("{key} = {name:?} does not exist");
+    let command = format!(
+        "kafka-topics.sh --bootstrap-server {} --create --topic {name} --partitions 6",
+        config.brokers
+    );
+    match creates_topics {
+        Some(true) => Finding::warning(
+            subject,
+            format!("{detail}; the broker makes it at its first use, with its own defaults"),
+            format!("choose its partitions, replication and retention: {command}"),
+        ),
+        Some(false) => Finding::problem(subject, format!("{detail}, and the broker makes none"), command),
+        None => Finding::problem(subject, detail, command),
+    }
+}
+
+/// Whether the brokers make a topic that is written to; nothing where this user may not ask.
+async fn creates_topics(client: &ClientConfig, metadata: &Metadata) -> Option<bool> {
+    let admin: AdminClient<Listener> = client.create_with_context(Listener::default()).ok()?;
+    let broker = ResourceSpecifier::Broker(metadata.brokers().first()?.id());
+    let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
+    let described = admin.describe_configs([&broker], &options).await.ok()?;
+    let resource = described.into_iter().next()?.ok()?;
+    let value = resource
+        .entry_map()
+        .get("auto.create.topics.enable")?
+        .value
+        .clone()?;
+    Some(value == "true")
+}
+
+/// Keeps what librdkafka last complained of: its errors say that it failed, its log says why.
+#[derive(Default)]
+struct Listener {
+    last: Mutex<Option<String>>,
+}
+
+impl Listener {
+    fn last(&self) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Listener {
+    fn error(&self, _error: KafkaError, _reason: &str) {
+        // The log tells the same, with the address.
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, _facility: &str, message: &str) {
+        if (level as i32) <= RDKafkaLogLevel::Error as i32 {
+            let reason = message.split_once("]: ").map_or(message, |(_, reason)| reason);
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+    }
+}
+
+impl ConsumerContext for Listener {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    #[test]
+    fn a_missing_topic_is_a_problem_unless_the_broker_makes_it() {
+        let config = Kafka::default();
+        let verdict = |creates| missing(&config, "kafka.topic", "topic", "events", creates).verdict;
+        assert_eq!(verdict(Some(true)), Verdict::Warning);
+        assert_eq!(verdict(Some(false)), Verdict::Problem);
+        assert_eq!(verdict(None), Verdict::Problem);
+        let finding = missing(&config, "kafka.topic", "topic", "events", Some(false));
+        assert!(
+            finding.remedy.contains("--create --topic events"),
+            "{}",
+            finding.remedy
+        );
+    }
+}

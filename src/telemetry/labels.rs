@@ -1,0 +1,112 @@
+//! The values of labels that are known beforehand, under the names that metrics and logs give them.
+
+/// Declares a label's values; each is one series of a [`Family`].
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident = $key:literal { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The value as it stands in metrics and logs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl Label for $name {
+            const KEY: &'static str = $key;
+            const VALUES: &'static [Self] = Self::ALL;
+
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn text(self) -> &'static str {
+                self.name()
+            }
+        }
+    };
+}
+
+label! {
+    /// What became of a record. Each ends in exactly one.
+    Outcome = "outcome" {
+        /// A row in the table.
+        Written = "written",
+        /// A claim of another record was there.
+        Duplicate = "duplicate",
+        /// Over its token's limit: the overflow topic.
+        Limited = "limited",
+        /// No event: the dead-letter topic.
+        DeadLetter = "dead_letter",
+    }
+}
+
+label! {
+    /// How a block came about.
+    BlockKind = "kind" {
+        /// Cut from what was polled.
+        Fresh = "fresh",
+        /// Begun by an earlier attempt, and possibly written.
+        Recovery = "recovery",
+    }
+}
+
+label! {
+    /// A stage of the data path.
+    Stage = "stage" {
+        /// Records become events.
+        Decode = "decode",
+        /// Duplicates are found.
+        Claim = "claim",
+        /// Limits are kept.
+        Permit = "permit",
+        /// The block is made recoverable.
+        Announce = "announce",
+        /// The insert, with its retries.
+        Write = "write",
+        /// Dead letters and overflow.
+        Reject = "reject",
+        /// Timelines, properties, counters.
+        Remember = "remember",
+        /// The block's end is committed.
+        Advance = "advance",
+    }
+}
+
+label! {
+    /// What a rebalance did to a partition.
+    Rebalance = "event" {
+        /// It came to this worker.
+        Assigned = "assigned",
+        /// It was given back in good order.
+        Revoked = "revoked",
+        /// It was gone before anything could be settled.
+        Lost = "lost",
+    }
+}
+
+label! {
+    /// A service that the program needs.
+    Service = "service" {
+        /// Records, rejects and offsets.
+        Kafka = "kafka",
+        /// Claims, limits, timelines, caches.
+        Redis = "redis",
+        /// The events table.
+        ClickHouse = "clickhouse",
+    }
+}
+
+/// The values of a label, known beforehand.
+pub(super) trait Label: Copy + 'static {
+    const KEY: &'static str;
+    const VALUES: &'static [Self];
+
+    fn index(self) -> usize;
+    fn text(self) -> &'static str;
+}
