@@ -3,8 +3,9 @@
 //! Finds the fields in one pass over the text and keeps where they stand; it never says what they mean.
 
 use super::Reason;
-use super::json::{Entry, Fault, Kind, Raw, Scanner, Value};
+use super::json::{Fault, Scanner};
 use super::text::meaning;
+use super::value::{Entry, Kind, Raw, Value};
 
 /// The fields of an event that have a meaning of their own.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 
 use super::body::{Bodies, Body, Entries, Field, Property};
-use super::json::{Kind, Raw};
 use super::properties;
 use super::text::{clean, compact, meaning, unescape};
 use super::time::event_time;
+use super::value::{Kind, Raw};
 use super::{Decoded, Event, Headers, Id, MAX_PAYLOAD, Origin, Place, Reason, Record, Rejected, Span};
 use super::{append, ids, since};
 
@@ -277,3 +277,6 @@ fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,12 @@
 //!
 //! It reads a payload once and hands out positions, so that properties can be passed on byte for byte; it
 //! never decodes, converts or copies a value. What it accepts is what `serde_json` accepts as a `RawValue`
-//! (the property tests hold it to that). `serde_json` itself would go over `properties` twice (once for
-//! its text, once for its members), and counts no depth in a `RawValue`; that made decoding half as fast.
+//! (the property tests hold it to that). `serde_json` would have to go over `properties` twice, once for
+//! its text and once for its members, and counts no depth in a `RawValue`; its two passes alone take
+//! nearly as long as all of decoding does now (`benches/decode.rs`).
 
 use super::MAX_DEPTH;
+use super::value::{Kind, Value};
 
 /// Why a text is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,78 +16,6 @@ pub(super) enum Fault {
     Syntax,
     /// Nested deeper than [`MAX_DEPTH`].
     Depth,
-}
-
-/// What a value is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Kind {
-    #[default]
-    Missing,
-    Null,
-    False,
-    True,
-    Number,
-    String,
-    Array,
-    Object,
-}
-
-/// Where a value stands in its text; a string with its quotes.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Value {
-    pub(super) kind: Kind,
-    /// A string with a backslash in it.
-    pub(super) escaped: bool,
-    start: u32,
-    end: u32,
-}
-
-impl Value {
-    /// Where it begins in its text.
-    pub(super) fn start(self) -> usize {
-        self.start as usize
-    }
-
-    /// The value together with its text.
-    pub(super) fn of(self, text: &str) -> Raw<'_> {
-        let raw = if self.kind == Kind::Missing {
-            ""
-        } else {
-            &text[self.start as usize..self.end as usize]
-        };
-        Raw {
-            kind: self.kind,
-            escaped: self.escaped,
-            text: raw,
-        }
-    }
-}
-
-/// A value as it was written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Raw<'a> {
-    pub(super) kind: Kind,
-    pub(super) escaped: bool,
-    pub(super) text: &'a str,
-}
-
-impl<'a> Raw<'a> {
-    /// Not there, or null.
-    pub(super) fn is_missing(self) -> bool {
-        matches!(self.kind, Kind::Missing | Kind::Null)
-    }
-
-    /// What stands between the quotes of a string (or between the brackets of a container).
-    pub(super) fn inside(self) -> &'a str {
-        &self.text[1..self.text.len() - 1]
-    }
-}
-
-/// A member of an object.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    pub(super) name: Value,
-    pub(super) value: Value,
 }
 
 /// A cursor over JSON text.
@@ -273,12 +203,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn value_from(&self, kind: Kind, start: usize) -> Value {
-        Value {
-            kind,
-            escaped: false,
-            start: start as u32,
-            end: self.at as u32,
-        }
+        Value::at(kind, start, self.at)
     }
 
     /// Reads the string whose opening quote is at the cursor.
@@ -291,10 +216,8 @@ impl<'a> Scanner<'a> {
             match self.bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(Value {
-                        escaped,
-                        ..self.value_from(Kind::String, start)
-                    });
+                    let value = self.value_from(Kind::String, start);
+                    return Ok(if escaped { value.with_escapes() } else { value });
                 }
                 Some(b'\\') => {
                     escaped = true;
@@ -399,4 +322,138 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         .iter()
         .position(|&b| b == b'"' || b == b'\\' || b < 32)
         .unwrap_or(rest.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn scan(text: &str) -> Result<Value, Fault> {
+        let mut scanner = Scanner::new(text);
+        let value = scanner.value()?;
+        scanner.end().map(|()| value)
+    }
+
+    /// The same text read member by member and item by item.
+    fn walk(scanner: &mut Scanner<'_>) -> Result<Value, Fault> {
+        match scanner.peek() {
+            Some(b'{') => scanner.object(|scanner, _| walk(scanner).map(drop)),
+            Some(b'[') => scanner.array(|scanner| walk(scanner).map(drop)),
+            _ => scanner.value(),
+        }
+    }
+
+    fn agrees(text: &str) {
+        let serde = serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get);
+        let ours = scan(text).ok().map(|value| value.of(text).text);
+        assert_eq!(ours, serde, "{text:?}");
+        let mut scanner = Scanner::new(text);
+        let walked = walk(&mut scanner).and_then(|value| scanner.end().map(|()| value));
+        assert_eq!(walked.ok().map(|value| value.of(text).text), serde, "{text:?}");
+    }
+
+    #[test]
+    fn the_grammar_is_that_of_serde_json() {
+        let pieces = [
+            "",
+            "0",
+            "-0",
+            "-",
+            "01",
+            "1.",
+            ".1",
+            "1.5",
+            "1e",
+            "1e5",
+            "1E+5",
+            "1e-05",
+            "+1",
+            "NaN",
+            "1e999",
+            "null",
+            "nul",
+            "nulll",
+            "true",
+            "false",
+            "True",
+            "\"",
+            "\"\"",
+            "\"a",
+            "\"\\\"",
+            "\"\\\"\"",
+            "\"\\x\"",
+            "\"\\u12\"",
+            "\"\\u12G4\"",
+            "\"\\ud83d\"",
+            "\"\\uD83D\\uDE00\"",
+            "\"\t\"",
+            "\"\u{7f}é😀\"",
+            "\"1234567\\\"8901234\"",
+            "\"12345678\u{1f}\"",
+            "[",
+            "]",
+            "[]",
+            "[1]",
+            "[1,]",
+            "[,1]",
+            "[1 2]",
+            "[1,2]",
+            "[[],{}]",
+            "[}",
+            "{",
+            "}",
+            "{}",
+            "{1:2}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1}",
+            "{\"a\":1,}",
+            "{\"a\":1 \"b\":2}",
+            "{\"a\":1,\"b\":[{}]}",
+            "{]",
+            "{\"a\":1]",
+            "[{\"a\":1}",
+            "//",
+            "/**/1",
+            "\u{a0}1",
+            "\u{b}1",
+            "\u{feff}1",
+        ];
+        for piece in pieces {
+            for text in [
+                piece.to_owned(),
+                format!(" \n\t\r{piece} "),
+                format!("[{piece}]"),
+                format!("{{\"k\":{piece}}}"),
+                format!("[{piece} , {piece}]"),
+                format!("{piece}{piece}"),
+                format!("{{{piece}:1}}"),
+            ] {
+                agrees(&text);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_judged_as_serde_json_does(text in "[\\[\\]{}:,\"\\\\0-9eE.+-nulltruefasé \n\u{1}]{0,24}", string: String) {
+            agrees(&text);
+            agrees(&string);
+            agrees(&format!("\"{string}\""));
+            agrees(&format!("[{text}]"));
+        }
+
+        #[test]
+        fn strings_end_where_they_end(text in "[a-zé\u{1f}\u{20}\u{7f}\u{80}\u{ff}\"\\\\]{0,40}") {
+            let json = serde_json::to_string(&text).unwrap();
+            agrees(&json);
+            let value = scan(&json).unwrap();
+            prop_assert_eq!(value.escaped, json.contains('\\'));
+            prop_assert_eq!(crate::event::text::meaning(value.of(&json)), text.clone());
+            agrees(&format!("\"{text}\""));
+        }
+    }
 }

@@ -6,7 +6,8 @@
 //!
 //! Read in this order: `decode` (the rules, top to bottom), `body` (the fields of one JSON object and
 //! which of the two shapes it is), `properties` (what the row's properties and the person's become),
-//! `time`, `ids`; below them `json` (the scanner) and `text` (escapes).
+//! `time`, `ids`; below them `json` (the scanner), `value`
+//! (what it finds) and `text` (escapes).
 
 mod body;
 mod decode;
@@ -17,6 +18,7 @@ mod reason;
 mod record;
 mod text;
 mod time;
+mod value;
 
 use std::collections::HashMap;
 

@@ -7,8 +7,9 @@
 use std::collections::HashSet;
 
 use super::body::{Bodies, Entries, Field, Property};
-use super::json::{Entry, Fault, Kind, Raw, Scanner};
+use super::json::{Fault, Scanner};
 use super::text::{Names, meaning, same};
+use super::value::{Entry, Kind, Raw};
 use super::{Reason, Span, append, since};
 
 /// Slices of the block's text.

@@ -2,10 +2,9 @@
 //!
 //! Works on strings that the scanner has checked; it never judges them.
 
+use super::value::{Entry, Raw};
 use std::borrow::Cow;
 use std::collections::HashSet;
-
-use super::json::{Entry, Raw};
 
 /// What a string means. Lone surrogates stay escapes, see [`unescape`].
 pub(super) fn meaning(string: Raw<'_>) -> Cow<'_, str> {
@@ -183,5 +182,60 @@ pub(super) fn same(one: Raw<'_>, other: Raw<'_>) -> bool {
         meaning(one) == meaning(other)
     } else {
         one.text == other.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn unescaped(inside: &str) -> (String, bool) {
+        let mut out = b"old".to_vec();
+        let lone = unescape(inside, &mut out);
+        (String::from_utf8(out).unwrap(), lone)
+    }
+
+    #[test]
+    fn pairs_of_surrogates_are_one_character_and_lone_ones_stay_escapes() {
+        for (inside, text, lone) in [
+            (r"\ud83d\ude00", "😀", false),
+            (r"\uD83D\uDE00x", "😀x", false),
+            (r"\udbff\udfff", "\u{10ffff}", false),
+            (r"\ud83d", r"\ud83d", true),
+            (r"\ud83dxy", r"\ud83dxy", true),
+            (r"\ud83d\ud83d\ude00", r"\ud83d😀", true),
+            (r"\ude00\ud83d", r"\ude00\ud83d", true),
+            (r"\ud83d\n", "\\ud83d\n", true),
+            (r"\\\\\ud83d", r"\\\ud83d", true),
+        ] {
+            assert_eq!(unescaped(inside), (text.to_owned(), lone), "{inside}");
+        }
+    }
+
+    #[test]
+    fn a_lone_surrogate_behind_a_backslash_cannot_become_json() {
+        assert_eq!(unescaped(r"\\\ud83d").0, "\\\u{1}ud83d");
+    }
+
+    proptest! {
+        #[test]
+        fn escapes_mean_what_serde_json_says(text in "[a-zé😀\u{0}\u{1f}\n\"\\\\]{0,40}", all: bool) {
+            let mut json = serde_json::to_string(&text).unwrap();
+            if all {
+                let units: Vec<_> = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+                json = format!("\"{}\"", units.concat());
+            }
+            prop_assert_eq!(unescaped(&json[1..json.len() - 1]), (text, false));
+        }
+
+        #[test]
+        fn compact_json_means_the_same(text in "[a-z \"\\\\]{0,12}", n: i32) {
+            let value = serde_json::json!({"a": [text, n, {}], "b": {"c": [[], null]}});
+            let mut out = String::new();
+            compact(&serde_json::to_string_pretty(&value).unwrap(), &mut out);
+            prop_assert_eq!(out, value.to_string());
+        }
     }
 }

@@ -4,8 +4,8 @@
 
 use super::Reason;
 use super::body::{Bodies, Field};
-use super::json::{Kind, Raw};
 use super::text::meaning;
+use super::value::{Kind, Raw};
 
 /// What `DateTime64(3, 'UTC')` holds: 1900-01-01 to the end of 2299-12-31, ms since 1970.
 const COLUMN: std::ops::RangeInclusive<i64> = -2_208_988_800_000..=10_413_791_999_999;
@@ -220,4 +220,101 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let month = (month + 9) % 12;
     let in_year = (153 * month + 2) / 5 + day - 1;
     year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + in_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(text: &str) -> Option<i64> {
+        parse(text).map(|time| time.ms)
+    }
+
+    #[test]
+    fn the_forms_that_clients_send_are_read() {
+        // 2024-02-29T03:04:05Z.
+        let base = 1_709_175_845_000;
+        for (text, after) in [
+            ("2024-02-29T03:04:05Z", 0),
+            ("2024-02-29t03:04:05z", 0),
+            ("2024-02-29T03:04:05", 0),
+            ("2024-02-29 03:04:05", 0),
+            ("2024-02-29 03:04:05+00:00", 0),
+            ("2024-02-29T03:04:05.1Z", 100),
+            ("2024-02-29T03:04:05.123456789999Z", 123),
+            ("2024-02-29T03:04:05.123+03", 123 - 3 * 3_600_000),
+            ("2024-02-29T03:04:05-0530", 19_800_000),
+            ("2024-02-29T03:04:05-05:30", 19_800_000),
+            ("2024-02-29T03:04:05+23:59", -86_340_000),
+            ("2024-02-29T03:04Z", -5000),
+            ("2024-02-29T03:04:60Z", 55_000),
+            ("2024-02-29", -11_045_000),
+        ] {
+            assert_eq!(ms(text), Some(base + after), "{text}");
+        }
+        assert_eq!(
+            parse("1969-12-31T23:59:59.9999Z"),
+            Some(Instant { ms: -1, ns: 900_000 })
+        );
+    }
+
+    #[test]
+    fn what_is_no_time_is_not_read() {
+        for text in [
+            "",
+            "x",
+            "1709175845",
+            "2024",
+            "2024-02",
+            "2024-2-9",
+            "2024-02-30",
+            "2023-02-29",
+            "1900-02-29",
+            "2024-00-01",
+            "2024-13-01",
+            "2024-04-31",
+            "2024-01-00",
+            "2024-02-29T",
+            "2024-02-29X03:04:05",
+            "2024-02-29T24:00:00Z",
+            "2024-02-29T03:60:00Z",
+            "2024-02-29T03:04:61Z",
+            "2024-02-29T03:04:05.Z",
+            "2024-02-29T03:04:05,1Z",
+            "2024-02-29T03:04:05ZZ",
+            "2024-02-29T03:04:05+3",
+            "2024-02-29T03:04:05+24:00",
+            "2024-02-29T03:04:05+03:60",
+            "2024-02-29T03:04:05+03:",
+            "2024-02-29T03:04:05+03:0",
+            "2024-02-29T03:04:05 +03:00",
+            "2024-02-29Z",
+            "+2024-02-29T03:04:05Z",
+            "-001-02-29",
+            "２024-02-29",
+        ] {
+            assert_eq!(ms(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn times_agree_with_jiff(ms in COLUMN, ns in 0_i32..1_000_000, east in -86_340_i32..=86_340) {
+            let nanos = i128::from(ms) * 1_000_000 + i128::from(ns);
+            let time = jiff::Timestamp::from_nanosecond(nanos).unwrap();
+            let expected = Some(Instant { ms, ns });
+            prop_assert_eq!(parse(&time.to_string()), expected);
+            // To the minute: RFC 3339 has no seconds in an offset.
+            let zone = jiff::tz::Offset::from_seconds(east / 60 * 60).unwrap();
+            let text = time.display_with_offset(zone).to_string();
+            prop_assert_eq!(parse(&text), expected, "{}", text);
+        }
+
+        #[test]
+        fn any_text_is_read_without_a_panic(text: String, near in "[0-9+:.TZ -]{0,40}") {
+            let _either = (parse(&text), parse(&near), parse(&format!("2024-02-29T03:04:05{near}")));
+        }
+    }
 }

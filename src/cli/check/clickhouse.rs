@@ -7,6 +7,7 @@ use clickhouse::{Client, Row};
 use serde::Deserialize;
 
 use super::{CALL_TIMEOUT, Finding, clock_difference, clock_finding, now_micros};
+use crate::clickhouse::{client, schema};
 use crate::config::ClickHouse;
 
 const TABLE: &str = "events";
@@ -35,10 +36,7 @@ struct Text {
 
 /// All findings; without an answer there is only one.
 pub(super) async fn check(config: &ClickHouse) -> Vec<Finding> {
-    let client = Client::default()
-        .with_url(config.url.expose().as_str())
-        .with_user(&config.user)
-        .with_password(config.password.expose());
+    let client = client(config).with_database("default");
     let mut findings = Vec::new();
     if let Err(error) = ask(&client, config, &mut findings).await {
         findings.push(Finding::unreachable(error));
@@ -87,10 +85,21 @@ async fn ask(client: &Client, config: &ClickHouse, findings: &mut Vec<Finding>) 
         "table",
         format!("{database}.{TABLE}, {}", table.engine),
     ));
-    findings.push(deadline(
-        &table.create_table_query,
-        config.insert_deadline_seconds,
-    ));
+    let compared = schema::compare(client, database, config.insert_deadline_seconds);
+    findings.push(match answer(compared).await? {
+        None => Finding::good(
+            "deadline",
+            format!(
+                "stale inserts are refused after {} s",
+                config.insert_deadline_seconds
+            ),
+        ),
+        Some(mismatch) => Finding::problem(
+            "deadline",
+            mismatch.to_string(),
+            "set clickhouse.insert_deadline_seconds to the table's, or alter the table's constraint",
+        ),
+    });
     findings.push(window(client, config, &table).await?);
     Ok(())
 }
@@ -117,48 +126,6 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     }
     // The server's texts may have several lines, which would break up a table.
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Whether the table refuses stale inserts after the seconds that are configured.
-fn deadline(create: &str, configured: u32) -> Finding {
-    let mut seconds = in_time_seconds(create);
-    seconds.dedup();
-    let detail = format!(
-        "the table refuses inserts after {seconds:?} s, clickhouse.insert_deadline_seconds = {configured}"
-    );
-    if seconds.is_empty() {
-        Finding::problem("deadline", "the table has no constraint in_time", MIGRATE)
-    } else if seconds.iter().all(|seconds| *seconds == u64::from(configured)) {
-        Finding::good(
-            "deadline",
-            format!("stale inserts are refused after {configured} s"),
-        )
-    } else {
-        Finding::problem(
-            "deadline",
-            detail,
-            "set the key to what the table says, or alter the table's constraint in_time",
-        )
-    }
-}
-
-/// The seconds in the constraint `in_time` of a `CREATE TABLE`, as the server writes it or as it was typed.
-fn in_time_seconds(create: &str) -> Vec<u64> {
-    let Some((_, constraint)) = create.split_once("CONSTRAINT in_time CHECK") else {
-        return Vec::new();
-    };
-    // The server closes the list of columns before the engine; another constraint or projection may come first.
-    let end = [" CONSTRAINT ", " PROJECTION ", " INDEX ", " ENGINE ", ")\nENGINE"]
-        .iter()
-        .filter_map(|next| constraint.find(next))
-        .min()
-        .unwrap_or(constraint.len());
-    let constraint = &constraint[..end];
-    ["toIntervalSecond(", "INTERVAL "]
-        .iter()
-        .flat_map(|start| constraint.split(start).skip(1))
-        .filter_map(leading_number)
-        .collect()
 }
 
 fn leading_number(text: &str) -> Option<u64> {
@@ -255,25 +222,6 @@ mod tests {
         (nowInBlock64(3) - toIntervalSecond(60))) AND (ingested_at < (nowInBlock64(3) + toIntervalSecond(60))), \
         PROJECTION p (SELECT max(kafka_offset))) ENGINE = ReplacingMergeTree ORDER BY uuid \
         SETTINGS non_replicated_deduplication_window = 100000, index_granularity = 8192";
-
-    #[test]
-    fn the_deadline_of_the_table_is_read_and_compared() {
-        assert_eq!(in_time_seconds(CREATE), [60, 60]);
-        let typed = "CONSTRAINT in_time CHECK a > nowInBlock64(3) - INTERVAL 30 SECOND) ENGINE = X";
-        assert_eq!(in_time_seconds(typed), [30]);
-        assert_eq!(deadline(CREATE, 60).verdict, Verdict::Good);
-        let other = deadline(CREATE, 30);
-        assert_eq!(other.verdict, Verdict::Problem);
-        assert!(
-            other.detail.contains("60") && other.detail.contains("30"),
-            "{}",
-            other.detail
-        );
-        assert_eq!(
-            deadline("CREATE TABLE s.events (`a` UUID) ENGINE = X", 60).verdict,
-            Verdict::Problem
-        );
-    }
 
     #[test]
     fn a_setting_is_a_whole_word() {

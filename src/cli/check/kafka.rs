@@ -157,6 +157,8 @@ impl ConsumerContext for Listener {}
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::mocking::MockCluster;
+
     use super::super::Verdict;
     use super::*;
 
@@ -173,5 +175,25 @@ mod tests {
             "{}",
             finding.remedy
         );
+    }
+
+    #[tokio::test]
+    async fn topics_are_told_with_their_partitions_and_a_missing_one_is_named() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 4, 1).unwrap();
+        cluster.create_topic("events_overflow", 2, 1).unwrap();
+        let config = Kafka {
+            brokers: cluster.bootstrap_servers(),
+            ..Kafka::default()
+        };
+        let findings = check(&config).await;
+        let found: Vec<_> = findings
+            .iter()
+            .map(|finding| (finding.verdict, finding.detail.as_str()))
+            .collect();
+        assert_eq!(found[1], (Verdict::Good, "events, 4 partitions"));
+        assert_eq!(found[2], (Verdict::Good, "events_overflow, 2 partitions"));
+        assert_eq!(found[3].0, Verdict::Problem);
+        assert!(found[3].1.contains("events_dead_letter"), "{}", found[3].1);
     }
 }
