@@ -1,9 +1,10 @@
 //! Sluice: exactly-once event ingestion from Kafka through Redis into `ClickHouse`.
 //!
 //! Reading order: [`config`] (what it is told), [`event`] (a record becomes an event), [`pipeline`] (the data path, a
-//! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`health`] and
-//! [`telemetry`] (what it tells).
+//! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`api`] (reading
+//! back), [`health`] and [`telemetry`] (what it tells).
 
+pub mod api;
 pub mod cli;
 pub mod clickhouse;
 pub mod config;

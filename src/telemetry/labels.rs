@@ -102,6 +102,16 @@ label! {
     }
 }
 
+label! {
+    /// Whether a cache had an answer.
+    CacheLookup = "result" {
+        /// It had.
+        Hit = "hit",
+        /// The answer was made anew.
+        Miss = "miss",
+    }
+}
+
 /// The values of a label, known beforehand.
 pub(super) trait Label: Copy + 'static {
     const KEY: &'static str;

@@ -15,7 +15,7 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::util::TryInitError;
 
-pub use labels::{BlockKind, Outcome, Rebalance, Service, Stage};
+pub use labels::{BlockKind, CacheLookup, Outcome, Rebalance, Service, Stage};
 pub use logs::{LogFormat, init_logs};
 
 use labels::Label;
@@ -51,9 +51,10 @@ const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
 const BUILD_INFO: &str = "sluice_build_info";
 const HTTP_REQUESTS: &str = "sluice_http_requests_total";
 const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
+const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 18] = [
+const COUNTERS: [(&str, Unit, &str); 19] = [
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -123,6 +124,11 @@ const COUNTERS: [(&str, Unit, &str); 18] = [
         HTTP_REQUESTS,
         Unit::Count,
         "HTTP requests answered, by route and status.",
+    ),
+    (
+        CACHE_LOOKUPS,
+        Unit::Count,
+        "Answers of the read API by cache and whether it had them.",
     ),
 ];
 
@@ -301,6 +307,11 @@ pub fn consumer_lag(partition: i32) -> Gauge {
 pub fn http_request(route: &'static str, status: u16, elapsed: Duration) {
     counter!(HTTP_REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
     histogram!(HTTP_DURATION, "route" => route).record(elapsed);
+}
+
+/// Counts one look into a cache of the read API.
+pub fn cache_lookup(cache: &'static str, lookup: CacheLookup) {
+    counter!(CACHE_LOOKUPS, "cache" => cache, "result" => lookup.name()).increment(1);
 }
 
 /// Why telemetry could not be set up.

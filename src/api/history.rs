@@ -1,0 +1,79 @@
+//! A user as the events table knows it: for hashes that have expired, or that were begun after one expired.
+
+use ::clickhouse::Row;
+use ::clickhouse::error::Result;
+use serde::Deserialize;
+
+use super::events::Events;
+use super::problem::Problem;
+use super::profile::{Properties, Seen, apply};
+
+/// What a user's events say, in the order of their times.
+#[derive(Debug)]
+pub(super) struct History {
+    pub(super) properties: Properties,
+    pub(super) seen: Seen,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct Times {
+    events: u64,
+    first: i64,
+    last: i64,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct Change<'a> {
+    event: &'a str,
+    properties: &'a str,
+}
+
+/// Hash first: it is in the sorting key, the text is not.
+const USER: &str = "token = {token:String} AND cityHash64(distinct_id) = cityHash64({user:String}) AND distinct_id = {user:String}";
+
+/// Reads a user's events; `None` if there are none.
+pub(super) async fn read(events: &Events, token: &str, user: &str) -> Result<Option<History>, Problem> {
+    events
+        .run(async {
+            let (times, properties) =
+                futures::try_join!(times(events, token, user), properties(events, token, user))?;
+            Ok((times.events > 0).then_some(History {
+                properties,
+                seen: Seen {
+                    first: Some(times.first),
+                    last: Some(times.last),
+                },
+            }))
+        })
+        .await
+}
+
+async fn times(events: &Events, token: &str, user: &str) -> Result<Times> {
+    let sql = format!(
+        "SELECT count() AS events, toUnixTimestamp64Milli(min(timestamp)) AS first, \
+         toUnixTimestamp64Milli(max(timestamp)) AS last FROM {} WHERE {USER}",
+        events.table()
+    );
+    let query = events.query(&sql).param("token", token).param("user", user);
+    query.fetch_one().await
+}
+
+/// The changes are folded as they come: a user with a million of them needs no more memory than their result.
+async fn properties(events: &Events, token: &str, user: &str) -> Result<Properties> {
+    // Events that say nothing of their user stay on the server. The three names all end in these letters, whatever of
+    // them is written as an escape: then there is a backslash.
+    let sql = format!(
+        "SELECT toString(event) AS event, properties FROM {} WHERE {USER} \
+         AND (position(properties, 'set') > 0 OR position(properties, '\\\\u') > 0) \
+         ORDER BY timestamp, kafka_topic, kafka_incarnation, kafka_partition, kafka_offset \
+         SETTINGS max_result_rows = 0",
+        events.table()
+    );
+    let query = events.query(&sql).param("token", token).param("user", user);
+    let mut rows = query.fetch::<Change<'_>>()?;
+    let mut profile = Properties::new();
+    while let Some(change) = rows.next().await? {
+        apply(&mut profile, change.event, change.properties);
+    }
+    Ok(profile)
+}

@@ -1,0 +1,341 @@
+//! What every test stands on: a [`Scene`] of its own, workers, and looks at all destinations.
+
+pub(crate) mod clickhouse;
+pub(crate) mod events;
+pub(crate) mod kafka;
+pub(crate) mod stack;
+pub(crate) mod wait;
+pub(crate) mod worker;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::{Commands as _, Connection};
+
+use self::clickhouse::{ClickHouse, Row};
+use self::kafka::{Kafka, Record};
+use self::stack::{Addresses, PrivateStack};
+use self::wait::eventually;
+use self::worker::Worker;
+
+/// Below the ports that the kernel and the local stacks hand out.
+const PORTS: std::ops::Range<u16> = 12_000..20_000;
+/// How long a group without trouble may take to settle.
+pub(crate) const SETTLED_WITHIN: Duration = Duration::from_secs(90);
+
+/// One test's part of the world. Dropped, all of it is removed; after a failure the workers' logs stay.
+pub(crate) struct Scene {
+    pub(crate) name: String,
+    pub(crate) topic: String,
+    pub(crate) overflow: String,
+    pub(crate) dead_letters: String,
+    pub(crate) group: String,
+    pub(crate) database: String,
+    pub(crate) prefix: String,
+    pub(crate) partitions: i32,
+    pub(crate) kafka: Kafka,
+    pub(crate) clickhouse: ClickHouse,
+    settings: Vec<(String, String)>,
+    redis_url: String,
+    folder: PathBuf,
+    workers: AtomicU32,
+    began: Instant,
+    /// Last, so that it is taken down after everything above is removed.
+    pub(crate) stack: Option<PrivateStack>,
+}
+
+impl Scene {
+    /// A scene on the shared stack. `name` is the test's, shortened.
+    pub(crate) fn new(name: &str, partitions: i32) -> Self {
+        Self::on(Addresses::shared(), None, name, partitions)
+    }
+
+    /// A scene on a stack of its own, whose services may be stopped.
+    pub(crate) fn private(name: &str, partitions: i32) -> Self {
+        let stack = PrivateStack::up();
+        Self::on(stack.addresses.clone(), Some(stack), name, partitions)
+    }
+
+    fn on(addresses: Addresses, stack: Option<PrivateStack>, name: &str, partitions: i32) -> Self {
+        let unique = format!("it_{name}_{}", std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&unique);
+        std::fs::create_dir_all(&folder).unwrap();
+        let topic = format!("{unique}_events");
+        let mut scene = Self {
+            overflow: format!("{topic}_overflow"),
+            dead_letters: format!("{topic}_dead_letter"),
+            group: format!("{unique}_group"),
+            database: unique.clone(),
+            prefix: format!("{unique}:"),
+            kafka: Kafka::at(&addresses.brokers),
+            clickhouse: ClickHouse::at(&addresses.clickhouse),
+            settings: Vec::new(),
+            redis_url: addresses.redis.clone(),
+            workers: AtomicU32::new(0),
+            began: Instant::now(),
+            name: unique,
+            topic,
+            partitions,
+            folder,
+            stack,
+        };
+        for (key, value) in [
+            ("kafka.brokers", addresses.brokers),
+            ("kafka.group_id", scene.group.clone()),
+            ("kafka.topic", scene.topic.clone()),
+            ("kafka.overflow_topic", scene.overflow.clone()),
+            ("kafka.dead_letter_topic", scene.dead_letters.clone()),
+            ("redis.url", addresses.redis),
+            ("redis.key_prefix", scene.prefix.clone()),
+            ("clickhouse.url", addresses.clickhouse),
+            ("clickhouse.database", scene.database.clone()),
+            // Small blocks: more of them, and so more that can go wrong.
+            ("batch.max_age_ms", "200".to_owned()),
+            ("clickhouse.max_inserts_per_second", "100".to_owned()),
+            ("rate_limit.limit", "1000000000".to_owned()),
+        ] {
+            scene.set(key, &value);
+        }
+        scene.kafka.create_topics(&[
+            (&scene.topic, partitions),
+            (&scene.overflow, partitions),
+            (&scene.dead_letters, 1),
+        ]);
+        scene.migrate();
+        scene
+    }
+
+    /// Sets a configuration key for everything that is started from here on.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Creates the table and keeps it from merging the evidence away.
+    pub(crate) fn migrate(&self) {
+        let output = self.sluice(&["migrate"]);
+        assert!(
+            output.status.success(),
+            "sluice migrate: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        self.clickhouse
+            .run(&format!("SYSTEM STOP MERGES {}.events", self.database));
+    }
+
+    /// The binary with this scene's configuration and nothing else's.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = bare_command();
+        for (key, value) in &self.settings {
+            command.env(format!("SLUICE_{}", key.replace('.', "__").to_uppercase()), value);
+        }
+        command
+    }
+
+    /// Runs a subcommand to its end.
+    pub(crate) fn sluice(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// Starts a worker; see [`Worker::ready`].
+    pub(crate) fn start(&self) -> Worker {
+        self.start_with(&[])
+    }
+
+    /// Starts a worker with some settings of its own.
+    pub(crate) fn start_with(&self, settings: &[(&str, &str)]) -> Worker {
+        let number = self.workers.fetch_add(1, Ordering::Relaxed);
+        let (http, admin) = (free_port(), free_port());
+        let mut command = self.command();
+        for (key, value) in settings {
+            command.env(format!("SLUICE_{}", key.replace('.', "__").to_uppercase()), value);
+        }
+        command
+            .args(["run", "--role", "worker"])
+            .env("SLUICE_HTTP__LISTEN", format!("127.0.0.1:{http}"))
+            .env("SLUICE_HTTP__ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
+        Worker::spawn(
+            command,
+            self.folder.join(format!("worker-{number:02}.log")),
+            admin,
+        )
+    }
+
+    /// Sends records to the topic and returns them with their offsets.
+    pub(crate) fn produce(&self, records: Vec<Record>) -> Vec<Record> {
+        self.kafka.produce(&self.topic, records)
+    }
+
+    /// Waits until the group's committed offsets are the ends of the topic.
+    pub(crate) fn settled(&self) {
+        self.settled_within(SETTLED_WITHIN);
+    }
+
+    pub(crate) fn settled_within(&self, patience: Duration) {
+        self.group_settled(&self.group, &self.topic, patience);
+    }
+
+    /// Waits until a group's committed offsets are the ends of a topic.
+    pub(crate) fn group_settled(&self, group: &str, topic: &str, patience: Duration) {
+        let bounds = self.kafka.bounds(topic);
+        eventually("the group has settled", patience, || {
+            let committed = self.kafka.committed(group, topic, bounds.len() as i32)?;
+            let open: Vec<String> = committed
+                .iter()
+                .zip(&bounds)
+                .enumerate()
+                .filter(|(_, (committed, (low, high)))| {
+                    low != high && committed.as_ref().is_none_or(|(offset, _)| offset != high)
+                })
+                .map(|(partition, (committed, (_, high)))| format!("{partition}: {committed:?} of {high}"))
+                .collect();
+            if open.is_empty() {
+                Ok(())
+            } else {
+                Err(open.join(", "))
+            }
+        });
+    }
+
+    /// All rows of the table, without FINAL.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        self.clickhouse.rows(&self.database)
+    }
+
+    /// Waits until the table has rows at all.
+    pub(crate) fn some_rows(&self) {
+        eventually("the table has rows", SETTLED_WITHIN, || {
+            match self.clickhouse.count(&self.database) {
+                0 => Err("none".to_owned()),
+                n => Ok(n),
+            }
+        });
+    }
+
+    /// What was rejected to `topic`, each coordinate once: after a crash a reject may be sent again.
+    pub(crate) fn rejects(&self, topic: &str) -> Vec<Record> {
+        let mut seen = std::collections::HashSet::new();
+        let all = self.kafka.read(topic).into_iter();
+        all.filter(|record| {
+            let of = |name| {
+                record
+                    .header_text(name)
+                    .unwrap_or_else(|| panic!("{name} is missing: {record:?}"))
+                    .to_owned()
+            };
+            seen.insert([
+                of("sluice-topic"),
+                of("sluice-incarnation"),
+                of("sluice-partition"),
+                of("sluice-offset"),
+            ])
+        })
+        .collect()
+    }
+
+    /// A connection to this scene's Redis.
+    pub(crate) fn redis(&self) -> Connection {
+        redis::Client::open(self.redis_url.as_str())
+            .unwrap()
+            .get_connection()
+            .unwrap()
+    }
+
+    /// The Redis keys of this scene, without its prefix.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let mut connection = self.redis();
+        let found: Vec<String> = connection
+            .scan_match(format!("{}*", self.prefix))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        let mut keys: Vec<String> = found
+            .iter()
+            .map(|key| key[self.prefix.len()..].to_owned())
+            .collect();
+        keys.sort();
+        keys
+    }
+
+    /// A key with this scene's prefix.
+    pub(crate) fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// Logs of all workers so far, by their start.
+    fn logs(&self) -> Vec<PathBuf> {
+        let mut logs: Vec<PathBuf> = std::fs::read_dir(&self.folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        logs.sort();
+        logs
+    }
+
+    fn tell_of_failure(&self) {
+        eprintln!(
+            "{} failed after {:.1} s; logs stay in {}",
+            self.name,
+            self.began.elapsed().as_secs_f64(),
+            self.folder.display()
+        );
+        for log in self.logs().iter().rev().take(3).rev() {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("--- the end of {}", log.display());
+            for line in &lines[lines.len().saturating_sub(25)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_of_failure();
+            return;
+        }
+        eprintln!("{} took {:.1} s", self.name, self.began.elapsed().as_secs_f64());
+        drop(std::fs::remove_dir_all(&self.folder));
+        if self.stack.is_none() {
+            self.kafka
+                .delete_topics(&[&self.topic, &self.overflow, &self.dead_letters]);
+            self.clickhouse
+                .run(&format!("DROP DATABASE IF EXISTS {} SYNC", self.database));
+            let keys: Vec<String> = self.keys().iter().map(|key| self.key(key)).collect();
+            let mut connection = self.redis();
+            for some in keys.chunks(10_000) {
+                connection.unlink::<_, ()>(some).unwrap();
+            }
+        }
+    }
+}
+
+/// The binary without any configuration of ours.
+pub(crate) fn bare_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SLUICE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A port that nobody listens on, never given twice by this process.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Two test processes begin at different places.
+    let begin = (std::process::id() as u16).wrapping_mul(101);
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(begin);
+        let port = PORTS.start + n % (PORTS.end - PORTS.start);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Workers: processes of the real binary.
+
+use std::fs::{File, read_to_string};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::wait::{eventually, seen};
+
+/// How long a worker may take to end after SIGTERM.
+pub(crate) const TERM_WITHIN: Duration = Duration::from_secs(30);
+/// How long a worker may take to be ready, on a machine that is compiling beside it.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// A running `sluice run`. Dropped, it is killed.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    child: Child,
+    pub(crate) log: PathBuf,
+    pub(crate) admin_port: u16,
+    agent: ureq::Agent,
+}
+
+impl Worker {
+    /// Starts `command`, whose logs go to `log`.
+    pub(super) fn spawn(mut command: Command, log: PathBuf, admin_port: u16) -> Self {
+        let file = File::create(&log).unwrap();
+        let child = command
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(5)))
+            .build();
+        Self {
+            child,
+            log,
+            admin_port,
+            agent: config.new_agent(),
+        }
+    }
+
+    /// Status and body of a path of the admin port.
+    pub(crate) fn admin(&self, path: &str) -> Result<(u16, String), String> {
+        let url = format!("http://127.0.0.1:{}{path}", self.admin_port);
+        let mut response = self.agent.get(url).call().map_err(|error| error.to_string())?;
+        let body = response
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| error.to_string())?;
+        Ok((response.status().as_u16(), body))
+    }
+
+    /// Waits until it is ready.
+    pub(crate) fn ready(mut self) -> Self {
+        eventually("the worker is ready", READY_WITHIN, || {
+            if let Some(status) = self.ended() {
+                panic!(
+                    "the worker ended with {status} before it was ready:\n{}",
+                    self.log_tail(40)
+                );
+            }
+            let (status, body) = self.admin("/readyz")?;
+            seen(status == 200, format_args!("{status} {body}"))
+        });
+        self
+    }
+
+    /// The answer of `/readyz`.
+    pub(crate) fn readiness(&self) -> Result<(u16, Value), String> {
+        let (status, body) = self.admin("/readyz")?;
+        Ok((
+            status,
+            serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?,
+        ))
+    }
+
+    /// The value of a series in `/metrics`, by its full name with labels.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let (_, text) = self.admin("/metrics").ok()?;
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    }
+
+    /// The exit status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// `kill -9`, and waits for its end.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit status that must come in time.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        eventually("the worker ends after SIGTERM", TERM_WITHIN, || {
+            self.ended()
+                .ok_or_else(|| format!("it runs; its log ends:\n{}", self.log_tail(20)))
+        })
+    }
+
+    /// The log's last lines.
+    pub(crate) fn log_tail(&self, lines: usize) -> String {
+        tail(&read_to_string(&self.log).unwrap_or_default(), lines).to_owned()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to kill.
+        if self.child.kill().is_ok() {
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+fn tail(text: &str, lines: usize) -> &str {
+    let start = text
+        .trim_end()
+        .rmatch_indices('\n')
+        .nth(lines - 1)
+        .map_or(0, |(at, _)| at + 1);
+    &text[start..]
+}

@@ -1,0 +1,14 @@
+//! Tests of the real binary on the real services: Kafka, Redis and `ClickHouse` as `make test` starts them.
+//!
+//! Every test has a [`harness::Scene`] of its own: topics, key prefix, database, group and ports. Those that stop a
+//! service have a stack of their own as well. Nothing here sleeps for a fixed time: everything awaits what it wants
+//! to see, until a generous deadline.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and tells its story on standard error"
+)]
+
+mod harness;
+mod main_path;
