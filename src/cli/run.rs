@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -22,6 +23,9 @@ use crate::kafka::producer::Rejects;
 use crate::pipeline::Worker;
 use crate::redis::Redis;
 use crate::telemetry::{self, Service};
+
+/// How long leaving the group may take once everything is drained.
+const LEAVING: Duration = Duration::from_secs(4);
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -154,9 +158,21 @@ async fn work(
             drop(done.send(outcome));
         })
         .context("the polling thread cannot be started")?;
-    let outcome = ended.await.context("the polling thread panicked")?;
-    health.polling_ended();
-    outcome.context("the worker cannot go on")
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(Duration::from_secs(worker.config.worker.drain_seconds) + LEAVING).await;
+    };
+    tokio::select! {
+        outcome = ended => {
+            health.polling_ended();
+            outcome.context("the polling thread panicked")?.context("the worker cannot go on")
+        }
+        () = overdue => {
+            // A broker that is gone holds the client up; what was not settled is recovered by the next owner.
+            tracing::warn!("the group could not be left in good order");
+            Ok(())
+        }
+    }
 }
 
 fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> anyhow::Result<Prober> {

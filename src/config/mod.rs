@@ -186,7 +186,7 @@ pub struct Batch {
     /// one above `max_insert_block_size` of the server would be split, and could land by halves.
     pub max_rows: u32,
     /// Bytes (keys and payloads) after which a block is closed, 1,024 to 67,108,864. Default 33,554,432
-    /// (32 MiB). A worker holds up to two blocks a partition, within `worker.max_in_flight_bytes`.
+    /// (32 MiB). A worker holds up to four blocks a partition, within `worker.max_in_flight_bytes`.
     pub max_bytes: u64,
     /// Milliseconds after which a block is closed, 1 to 60,000. Default 1,000. About what a quiet topic's event
     /// waits; `clickhouse.max_inserts_per_second` may stretch it.
@@ -197,7 +197,7 @@ pub struct Batch {
 #[derive(Debug, Clone, Serialize)]
 pub struct Worker {
     /// Bytes of records one worker holds before it pauses partitions, 1 MiB to 64 GiB, at least twice
-    /// `batch.max_bytes`. Default 268,435,456 (256 MiB). Its memory is two to three times this.
+    /// `batch.max_bytes`. Default 134,217,728 (128 MiB). Its memory is about five times this.
     pub max_in_flight_bytes: u64,
     /// Events a second one worker takes in, 0 for no cap. Default 0.
     pub max_events_per_second: u32,

@@ -306,24 +306,30 @@ impl<'a> Session<'a> {
     }
 
     /// Bounds memory: beyond `worker.max_in_flight_bytes` nothing is polled. Short waits keep what the client has
-    /// fetched; a long one pauses the partitions, so that polling, and with it the membership, goes on.
+    /// fetched; a long one pauses the partitions, so that polling, and with it the membership, goes on. Where nothing
+    /// is under way that could free memory (it is all in announced blocks, which must be read whole), the bound
+    /// gives way.
     fn memory_is_short(&mut self) -> bool {
         let bytes = self.worker.in_flight.bytes();
         let most = self.worker.config.worker.max_in_flight_bytes;
         metrics().in_flight_bytes.set(bytes as f64);
+        let frees = |context: &Context| {
+            let mut intakes = context.lock();
+            intakes.values_mut().for_each(Intake::close_if_idle);
+            intakes.values().any(Intake::is_working)
+        };
         if self.all_paused {
-            if bytes < most / 4 * 3 {
+            if bytes < most / 4 * 3 || !frees(self.context) {
                 self.all_paused = false;
                 self.stalled_since = None;
                 self.pause_all(false);
             }
             return false;
         }
-        if bytes < most {
+        if bytes < most || !frees(self.context) {
             self.stalled_since = None;
             return false;
         }
-        self.context.lock().values_mut().for_each(Intake::close_if_idle);
         let since = *self.stalled_since.get_or_insert_with(Instant::now);
         if since.elapsed() > STALL_BEFORE_PAUSE {
             self.all_paused = true;
@@ -590,10 +596,14 @@ impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         if let Some(topic) = statistics.topics.get(&self.worker.config.kafka.topic) {
             for (&partition, stats) in topic.partitions.iter().filter(|(p, s)| **p >= 0 && s.desired) {
-                // The client does not store offsets, so its own lag is unknown: the end minus what was read.
-                if stats.hi_offset >= 0 && stats.app_offset >= 0 {
-                    telemetry::consumer_lag(partition)
-                        .set((stats.hi_offset - stats.app_offset).max(0) as f64);
+                // Committed by this consumer, or, before its first commit, where it reads.
+                let settled = if stats.committed_offset >= 0 {
+                    stats.committed_offset
+                } else {
+                    stats.app_offset
+                };
+                if stats.hi_offset >= 0 && settled >= 0 {
+                    telemetry::consumer_lag(partition).set((stats.hi_offset - settled).max(0) as f64);
                 }
             }
         }

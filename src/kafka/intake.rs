@@ -142,7 +142,12 @@ impl Intake {
 
     /// Whether it has something to write.
     pub fn is_active(&self) -> bool {
-        !self.open.is_empty() || self.lane.as_ref().is_some_and(|lane| lane.outstanding() > 0)
+        !self.open.is_empty() || self.is_working()
+    }
+
+    /// Whether blocks of it are under way.
+    pub fn is_working(&self) -> bool {
+        self.lane.as_ref().is_some_and(|lane| lane.outstanding() > 0)
     }
 
     /// Whether its tasks have ended by themselves: the partition was dropped.

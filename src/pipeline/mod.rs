@@ -138,7 +138,7 @@ impl Partition {
     async fn settle(&self, mut prepared: Prepared) -> Result<(), Dropped> {
         let settled = match prepared.kind {
             Kind::Fresh => {
-                let announcement = prepared.announcement();
+                let announcement = self.announcement(&prepared).await;
                 timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
                 // Rejects go out while the insert is under way: they were decided, whatever becomes of it.
                 let none = HashSet::new();
@@ -159,6 +159,20 @@ impl Partition {
         prepared.count();
         self.worker.buffers.give(prepared.decoding.events);
         Ok(())
+    }
+
+    /// What is announced of a block, now that its insert has a place in the budget: the wait for it must not age the
+    /// announcement.
+    async fn announcement(&self, prepared: &Prepared) -> Announcement {
+        if prepared.outcomes.contains(&Outcome::Pass) {
+            self.worker.insert_budget.until_ready().await;
+        }
+        Announcement {
+            end: prepared.block.end,
+            digest: prepared.decoding.digest,
+            time_ms: worker::now_ms(),
+            unlimited: prepared.unlimited,
+        }
     }
 
     /// Sends the rows that `ClickHouse` refused for good to the dead letters. Answers whether the rest is written.
@@ -189,16 +203,6 @@ impl Partition {
 }
 
 impl Prepared {
-    /// What is announced of the block now.
-    fn announcement(&self) -> Announcement {
-        Announcement {
-            end: self.block.end,
-            digest: self.decoding.digest,
-            time_ms: worker::now_ms(),
-            unlimited: self.unlimited,
-        }
-    }
-
     /// Counts each record under its outcome, once the block is settled.
     fn count(&self) {
         let of = |outcome| self.outcomes.iter().filter(|o| **o == outcome).count() as u64;

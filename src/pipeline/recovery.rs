@@ -49,7 +49,7 @@ impl Partition {
     pub(super) async fn recover(&self, prepared: &mut Prepared) -> Result<(), Dropped> {
         self.wait_out_a_lost_announcement(prepared).await;
         loop {
-            let announcement = prepared.announcement();
+            let announcement = self.announcement(prepared).await;
             timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
             let present = self.present(prepared).await;
             let written = timed(Stage::Write, self.write(prepared, announcement, &present)).await;

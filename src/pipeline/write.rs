@@ -53,7 +53,6 @@ impl Partition {
                 if worker::now_ms() - announcement.time_ms >= self.worker.deadline_ms() {
                     return Written::Stale;
                 }
-                self.worker.insert_budget.until_ready().await;
                 let error = match insert(&self.worker, "events", Some(&token), bytes.clone()).await {
                     Ok(()) => {
                         metrics().inserts.increment(1);
