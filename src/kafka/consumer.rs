@@ -429,6 +429,9 @@ impl Context {
 
     /// Reads where each of the partitions starts.
     fn starts(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> Result<Starts, KafkaError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
         let topic = &self.worker.config.kafka.topic;
         let committed = again(|| {
             let mut tpl = TopicPartitionList::with_capacity(partitions.len());
@@ -530,20 +533,19 @@ impl Context {
             let intake = Intake::new(start, epoch, kafka.incarnation, &self.worker.in_flight, lane);
             self.lock().insert(partition, intake);
         }
-        if stop.count() > 0 {
-            // They belong to this member, but nothing is read from them.
-            if let Err(error) = stop
-                .set_all_offsets(Offset::End)
-                .and_then(|()| consumer.incremental_assign(&stop))
-                .and_then(|()| consumer.pause(&stop))
-            {
-                self.fail(format!("partitions could not be paused: {error}"));
-            }
-        }
-        if run.count() > 0
-            && let Err(error) = consumer.incremental_assign(&run)
-        {
+        // They belong to this member, but nothing is read from them.
+        let stopped = stop.elements();
+        let added = stopped
+            .iter()
+            .try_for_each(|p| run.add_partition_offset(&kafka.topic, p.partition(), Offset::End));
+        // Once, and also for none at all (a rebalance that brought nothing): the group waits for this answer.
+        if let Err(error) = added.and_then(|()| consumer.incremental_assign(&run)) {
             self.fail(format!("partitions could not be assigned: {error}"));
+        }
+        if stop.count() > 0
+            && let Err(error) = consumer.pause(&stop)
+        {
+            self.fail(format!("partitions could not be paused: {error}"));
         }
     }
 

@@ -10,5 +10,7 @@
     reason = "a test fails by panicking and tells its story on standard error"
 )]
 
+mod crashes;
 mod harness;
 mod main_path;
+mod outages;

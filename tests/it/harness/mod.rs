@@ -3,6 +3,7 @@
 pub(crate) mod clickhouse;
 pub(crate) mod events;
 pub(crate) mod kafka;
+pub(crate) mod load;
 pub(crate) mod stack;
 pub(crate) mod wait;
 pub(crate) mod worker;
@@ -273,6 +274,18 @@ impl Scene {
             .collect();
         logs.sort();
         logs
+    }
+
+    /// How many lines of all workers' logs hold that text.
+    pub(crate) fn logged(&self, text: &str) -> usize {
+        let lines = |log: &PathBuf| {
+            std::fs::read_to_string(log)
+                .unwrap()
+                .lines()
+                .filter(|line| line.contains(text))
+                .count()
+        };
+        self.logs().iter().map(lines).sum()
     }
 
     fn tell_of_failure(&self) {

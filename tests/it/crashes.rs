@@ -1,0 +1,137 @@
+//! Workers that are killed, told to end, or frozen under load: the table is as if nothing had happened.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::Scene;
+use crate::harness::events::{Ledger, check_remembered};
+use crate::harness::load::under_load;
+use crate::harness::wait::{eventually, seen};
+use crate::harness::worker::Worker;
+
+const PARTITIONS: i32 = 6;
+/// A dead member is missed after this; the broker of the local stack allows it.
+const SESSION_MS: u64 = 2_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const CLASSIC: &str = r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"400"}"#;
+const CONSUMER: &str = r#"{"group.protocol":"consumer"}"#;
+
+fn scene(name: &str, options: &str) -> Scene {
+    let mut scene = Scene::new(name, PARTITIONS);
+    scene.set("kafka.options", options);
+    scene
+}
+
+/// Waits until the table has grown by some blocks.
+fn progress(scene: &Scene) {
+    let before = scene.clickhouse.count(&scene.database);
+    eventually("the table grows", PATIENCE, || {
+        let now = scene.clickhouse.count(&scene.database);
+        seen(now >= before + 200, format_args!("{before} rows, then {now}"))
+    });
+}
+
+/// Two workers under load, of which one after the other goes by `end` and is replaced, `times` times.
+fn one_goes_after_the_other(scene: &Scene, times: u64, end: impl Fn(Worker)) -> Ledger {
+    let mut workers = VecDeque::from([scene.start().ready(), scene.start().ready()]);
+    let sent = under_load(scene, || {
+        for time in 0..times {
+            progress(scene);
+            // Not always just after an insert: a block has many moments in which its worker may go.
+            std::thread::sleep(Duration::from_millis(time * 67 % 190));
+            end(workers.pop_front().unwrap());
+            workers.push_back(scene.start());
+        }
+        progress(scene);
+    });
+    scene.settled();
+    for worker in workers {
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
+    let ledger = Ledger::check(&sent, scene);
+    check_remembered(scene, &scene.rows());
+    ledger
+}
+
+fn recoveries(scene: &Scene) -> usize {
+    scene.logged("a block was recovered")
+}
+
+#[test]
+fn ten_kills_under_load_leave_the_table_of_an_undisturbed_run() {
+    let scene = scene("kill", CLASSIC);
+    one_goes_after_the_other(&scene, 10, Worker::kill);
+    // Else no kill has met a block between its announcement and its end, and the test has tested nothing.
+    assert!(recoveries(&scene) > 0);
+}
+
+#[test]
+fn kills_leave_the_table_of_an_undisturbed_run_under_the_new_group_protocol_too() {
+    let scene = scene("kill848", CONSUMER);
+    one_goes_after_the_other(&scene, 4, Worker::kill);
+    assert!(recoveries(&scene) > 0);
+}
+
+#[test]
+fn ten_sigterms_under_load_end_with_0_and_leave_the_table_of_an_undisturbed_run() {
+    let scene = scene("term", CLASSIC);
+    one_goes_after_the_other(&scene, 10, |worker| {
+        assert_eq!(worker.terminate().code(), Some(0))
+    });
+}
+
+#[test]
+fn sigterms_leave_the_table_of_an_undisturbed_run_under_the_new_group_protocol_too() {
+    let scene = scene("term848", CONSUMER);
+    one_goes_after_the_other(&scene, 4, |worker| assert_eq!(worker.terminate().code(), Some(0)));
+}
+
+#[test]
+fn workers_frozen_past_their_session_and_woken_leave_the_table_of_an_undisturbed_run() {
+    let scene = scene("frozen", CLASSIC);
+    frozen_and_woken(&scene);
+}
+
+#[test]
+fn frozen_workers_change_nothing_under_the_new_group_protocol_either() {
+    let scene = scene("frozen848", CONSUMER);
+    frozen_and_woken(&scene);
+}
+
+fn frozen_and_woken(scene: &Scene) {
+    let frozen = [scene.start().ready(), scene.start().ready()];
+    let sent = under_load(scene, || {
+        // First with nobody to take over, then with one who does.
+        for takes_over in [false, true] {
+            progress(scene);
+            frozen.iter().for_each(|worker| worker.signal(Signal::SIGSTOP));
+            let third = takes_over.then(|| scene.start().ready());
+            match &third {
+                Some(third) => eventually("another worker has all partitions", PATIENCE, || {
+                    let assigned = third.metric("sluice_assigned_partitions").unwrap_or(0.0);
+                    seen(assigned == f64::from(PARTITIONS), assigned)
+                }),
+                // The new protocol's members are told by nothing but their commits: a fixed time it is.
+                None => std::thread::sleep(Duration::from_millis(SESSION_MS * 4)),
+            }
+            if third.is_some() {
+                progress(scene);
+            }
+            frozen.iter().for_each(|worker| worker.signal(Signal::SIGCONT));
+            progress(scene);
+            if let Some(third) = third {
+                assert_eq!(third.terminate().code(), Some(0));
+            }
+            progress(scene);
+        }
+    });
+    scene.settled();
+    for worker in frozen {
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
+    Ledger::check(&sent, scene);
+    check_remembered(scene, &scene.rows());
+}
