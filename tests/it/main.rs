@@ -10,5 +10,9 @@
     reason = "a test fails by panicking and tells its story on standard error"
 )]
 
+mod api;
+mod api_query;
+mod api_server;
+mod api_users;
 mod harness;
 mod main_path;
