@@ -5,7 +5,8 @@
 //! It writes nothing to `ClickHouse` and touches no claim, limit or watermark in Redis.
 //!
 //! Read in this order: `edge` (what every request passes), `auth` (who asks) with `sessions` and `clients`, then the
-//! resources: `users` (with `profile`, `history`), `timeline`, `query` (with `trend`); `cache` and `flights` below.
+//! resources: `users` (with `profile`, `history`), `timeline`, `query` (with `trend`, `interval`); below them `cache`,
+//! `flights`, `store` and `events`.
 
 mod auth;
 mod cache;
@@ -14,6 +15,7 @@ mod edge;
 mod events;
 mod flights;
 mod history;
+mod interval;
 mod problem;
 mod profile;
 mod query;
@@ -78,6 +80,20 @@ impl Api {
             redis,
             names,
         })))
+    }
+
+    /// Whether Redis answers, for the prober; the error holds no secret. The cache is not asked: without it all is
+    /// answered, only slower.
+    pub async fn ping_redis(&self) -> Result<(), String> {
+        let mut pipe = ::redis::pipe();
+        pipe.cmd("PING");
+        let pong = self.0.redis.pipeline(&pipe).await;
+        pong.map(drop).map_err(|_| "no answer".to_owned())
+    }
+
+    /// Whether `ClickHouse` answers, for the prober; the error holds no secret.
+    pub async fn ping_clickhouse(&self) -> Result<(), String> {
+        self.0.events.ping().await
     }
 }
 
