@@ -34,7 +34,7 @@ pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
         "CREATE MATERIALIZED VIEW {db}.view TO {db}.rows AS SELECT *, _topic AS kafka_topic, \
          toUInt32(_partition) AS kafka_partition, _offset AS kafka_offset, now64(3) AS ingested_at FROM {db}.queue"
     ));
-    let most = Duration::from_secs(300);
+    let most = Duration::from_mins(5);
     while stack.query(&format!("SELECT count() FROM {db}.rows")) != events.to_string() {
         assert!(
             start.elapsed() < most,

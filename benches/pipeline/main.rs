@@ -5,6 +5,14 @@
 //! user properties, and writes each event once. Prints each rate, their ratio run by run, and CPU an event of each
 //! process. These machines are noisy: the ratio and its spread say more than a rate.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that shows its result, and stops at whatever it did not expect"
+)]
+
 mod engine;
 mod stack;
 mod worker;

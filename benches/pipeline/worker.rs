@@ -46,7 +46,7 @@ pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
         .spawn()
         .expect("sluice run starts");
     let mut running = Running(child);
-    let most = Duration::from_secs(300);
+    let most = Duration::from_mins(5);
     while settled(&address) != Some(events) {
         assert!(
             start.elapsed() < most,

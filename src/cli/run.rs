@@ -1,84 +1,153 @@
 //! `sluice run`: the long-running process, in the roles it was given.
 //!
 //! Owns the wiring and the order of start and stop. SIGTERM and SIGINT drain: what is being written is finished and
-//! committed, the rest is left to whoever comes next.
+//! committed, the rest is left to whoever comes next. Metrics and health are served until everything else has ended.
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::CliError;
+use crate::api::{self, Api};
+use crate::clickhouse;
 use crate::config::Config;
-use crate::health::{self, Health, Prober};
+use crate::health::{self, Health, Prober, probes};
 use crate::kafka::consumer;
+use crate::kafka::producer::Rejects;
 use crate::pipeline::Worker;
+use crate::redis::Redis;
 use crate::telemetry::{self, Service};
-
-/// A question to Kafka that the prober asks; below the prober's own time-out.
-const KAFKA_PROBE: Duration = Duration::from_millis(2500);
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Role {
-    /// Consumes events.
+    /// Takes events from Kafka to `ClickHouse`.
     Worker,
+    /// Answers queries over HTTP.
+    Api,
 }
 
 /// Arguments of `sluice run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What this process does, separated by commas; everything by default.
-    #[arg(long = "role", value_enum, value_delimiter = ',', default_values = ["worker"])]
+    /// What this process does, separated by commas [default: everything].
+    #[arg(long = "role", value_name = "ROLE", value_enum, value_delimiter = ',')]
     roles: Vec<Role>,
+}
+
+impl Args {
+    fn has(&self, role: Role) -> bool {
+        self.roles.is_empty() || self.roles.contains(&role)
+    }
 }
 
 /// Runs until a signal asks it to end, or a role cannot go on.
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
-    let metrics = telemetry::install_metrics().context("metrics")?;
+    let metrics = telemetry::install_metrics().context("metrics cannot be kept")?;
+    let terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be heard")?;
+    let interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be heard")?;
     let shutdown = CancellationToken::new();
-    let _signals = tokio::spawn(cancel_on_signal(shutdown.clone()));
-    let health = Health::new(Service::ALL);
+    let ended = CancellationToken::new();
+
+    let needed: &[Service] = if args.has(Role::Worker) {
+        Service::ALL
+    } else {
+        &[Service::Redis, Service::ClickHouse]
+    };
+    let health = Health::new(needed);
     let admin = health::bind("http.admin_listen", config.http.admin_listen)
         .await
         .context("cannot serve")?;
-    let _admin = tokio::spawn(health::serve(
+    let rejects = if args.has(Role::Worker) {
+        Some(Rejects::new(&config.kafka).context("the Kafka producer cannot be made")?)
+    } else {
+        None
+    };
+    let probing = prober(&config, &health, rejects.clone())?;
+    let api = if args.has(Role::Api) {
+        let listener = health::bind("http.listen", config.http.listen)
+            .await
+            .context("cannot serve")?;
+        Some((
+            listener,
+            Api::new(&config).context("redis.url or redis.cache_url cannot be used")?,
+        ))
+    } else {
+        None
+    };
+
+    let admin = tokio::spawn(health::serve(
         admin,
         Arc::clone(&health),
         metrics,
-        shutdown.clone().cancelled_owned(),
+        ended.clone().cancelled_owned(),
     ));
-
-    if args.roles.contains(&Role::Worker) {
-        work(config, &health, &shutdown).await?;
-    }
+    let probing = tokio::spawn(probing.run());
+    let signals = tokio::spawn(cancel_on_signal(terminate, interrupt, shutdown.clone()));
+    let serving = async {
+        match api {
+            Some((listener, api)) => {
+                let served = api::serve(listener, api, shutdown.cancelled()).await;
+                // Without it the process is not what it was asked to be: let the worker drain, and say so.
+                shutdown.cancel();
+                served.context("the API cannot be served")
+            }
+            None => Ok(()),
+        }
+    };
+    let working = async {
+        if let Some(rejects) = rejects {
+            let worked = work(config, &health, rejects, &shutdown).await;
+            shutdown.cancel();
+            worked
+        } else {
+            shutdown.cancelled().await;
+            Ok(())
+        }
+    };
+    let (served, worked) = tokio::join!(serving, working);
+    signals.abort();
+    probing.abort();
+    ended.cancel();
+    admin
+        .await
+        .context("the admin server panicked")?
+        .context("metrics and health cannot be served")?;
+    worked?;
+    served?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
 
 /// The worker role: until shutdown, or for good reason not.
-async fn work(config: Config, health: &Arc<Health>, shutdown: &CancellationToken) -> Result<(), CliError> {
-    let starting = Worker::start(config, Arc::clone(health));
+async fn work(
+    config: Config,
+    health: &Arc<Health>,
+    rejects: Rejects,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let starting = Worker::start(config, Arc::clone(health), rejects);
     let worker = tokio::select! {
         // Waiting for a service that is down ends with the process.
         () = shutdown.cancelled() => return Ok(()),
-        worker = starting => Arc::new(worker.map_err(anyhow::Error::from).context("the worker does not start")?),
+        worker = starting => Arc::new(worker.context("the worker does not start")?),
     };
-    let probing = tokio::spawn(prober(&worker, health).run());
+    let kafka = &worker.config.kafka;
     tracing::info!(
-        topic = worker.config.kafka.topic,
-        group = worker.config.kafka.group_id,
+        topic = kafka.topic,
+        group = kafka.group_id,
+        incarnation = kafka.incarnation,
         "the worker starts"
     );
     let (polling, stop, runtime) = (Arc::clone(&worker), shutdown.clone(), Handle::current());
-    let thread = std::thread::Builder::new().name("sluice-poll".to_owned());
     let (done, ended) = tokio::sync::oneshot::channel();
-    thread
+    std::thread::Builder::new()
+        .name("sluice-poll".to_owned())
         .spawn(move || {
             let outcome = consumer::run(&polling, &runtime, &stop);
             // The receiver lives as long as the command.
@@ -87,45 +156,27 @@ async fn work(config: Config, health: &Arc<Health>, shutdown: &CancellationToken
         .context("the polling thread cannot be started")?;
     let outcome = ended.await.context("the polling thread panicked")?;
     health.polling_ended();
-    probing.abort();
-    outcome
-        .map_err(anyhow::Error::from)
-        .context("the worker cannot go on")?;
-    Ok(())
+    outcome.context("the worker cannot go on")
 }
 
-fn prober(worker: &Arc<Worker>, health: &Arc<Health>) -> Prober {
-    let (redis, clickhouse, kafka) = (Arc::clone(worker), Arc::clone(worker), Arc::clone(worker));
-    Prober::new(Arc::clone(health))
-        .with(Service::Redis, move || {
-            let worker = Arc::clone(&redis);
-            async move { worker.ping_redis().await }
-        })
+fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> anyhow::Result<Prober> {
+    let redis = Redis::open(config.redis.url.expose().as_str(), 1).context("redis.url cannot be used")?;
+    let clickhouse = clickhouse::client(&config.clickhouse).with_setting("max_execution_time", "2");
+    let prober = Prober::new(Arc::clone(health))
+        .with(Service::Redis, move || probes::redis(redis.clone()))
         .with(Service::ClickHouse, move || {
-            let worker = Arc::clone(&clickhouse);
-            async move { worker.ping_clickhouse().await }
-        })
-        .with(Service::Kafka, move || {
-            let worker = Arc::clone(&kafka);
-            async move {
-                let ask = move || worker.rejects.probe(&worker.config.kafka.topic, KAFKA_PROBE);
-                match tokio::task::spawn_blocking(ask).await {
-                    Ok(Ok(partitions)) if partitions > 0 => Ok(()),
-                    Ok(Ok(_)) => Err("the topic has no partitions".to_owned()),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
-        })
+            probes::clickhouse(clickhouse.clone())
+        });
+    let topic = config.kafka.topic.clone();
+    Ok(match rejects {
+        Some(rejects) => prober.with(Service::Kafka, move || {
+            probes::kafka(rejects.clone(), topic.clone())
+        }),
+        None => prober,
+    })
 }
 
-async fn cancel_on_signal(shutdown: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be listened for; the process ends only by force");
-        return;
-    };
+async fn cancel_on_signal(mut terminate: Signal, mut interrupt: Signal, shutdown: CancellationToken) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -17,6 +17,7 @@ pub use prober::Prober;
 
 mod admin;
 mod prober;
+pub mod probes;
 
 /// A worker that has not polled for so long is not ready: its partitions stand still.
 const POLL_READY: Duration = Duration::from_secs(8);

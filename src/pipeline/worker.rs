@@ -21,7 +21,7 @@ use crate::health::Health;
 use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
 use crate::redis::{Redis, Script};
-use crate::telemetry::{Service, metrics};
+use crate::telemetry::Service;
 
 /// The marker of claims kept as one string for each event.
 const LAYOUT: &str = "keys";
@@ -32,9 +32,6 @@ pub enum StartError {
     /// The Redis URL is refused by the client.
     #[error("redis.url or redis.cache_url cannot be used")]
     Redis(#[source] ::redis::RedisError),
-    /// The Kafka options are refused by the client.
-    #[error("the Kafka producer could not be made")]
-    Kafka(#[source] rdkafka::error::KafkaError),
     /// The table does not fit the protocol.
     #[error(transparent)]
     Table(#[from] Mismatch),
@@ -94,13 +91,12 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     /// Connects, and checks what the protocol stands on. A service that is down is waited for; a table or a layout that
     /// does not fit is an error.
-    pub async fn start(config: Config, health: Arc<Health>) -> Result<Self, StartError> {
+    pub async fn start(config: Config, health: Arc<Health>, rejects: Rejects) -> Result<Self, StartError> {
         let connections = config.redis.max_connections.min(4) as usize;
         let redis =
             Redis::open(config.redis.url.expose().as_str(), connections).map_err(StartError::Redis)?;
         let cache = Redis::open(config.redis.cache_url().expose().as_str(), 1).map_err(StartError::Redis)?;
         let clickhouse = crate::clickhouse::client(&config.clickhouse);
-        let rejects = Rejects::new(&config.kafka).map_err(StartError::Kafka)?;
         let keys = Keys::new(&config.redis.key_prefix);
 
         let ask = async || {
@@ -158,39 +154,6 @@ impl Worker {
             }
             rest -= part.get();
         }
-    }
-
-    /// Whether Redis answers, and the clock that it keeps; the error holds no secret.
-    pub async fn ping_redis(&self) -> Result<(), String> {
-        let theirs = self
-            .redis
-            .time_ms()
-            .await
-            .map_err(|error| error.category().to_owned())?;
-        metrics()
-            .clock_difference
-            .of(Service::Redis)
-            .set((now_ms() - theirs) as f64 / 1000.0);
-        Ok(())
-    }
-
-    /// Whether `ClickHouse` answers, and the clock that it keeps; the error holds no secret.
-    pub async fn ping_clickhouse(&self) -> Result<(), String> {
-        let ask = self
-            .clickhouse
-            .query_raw("SELECT toUnixTimestamp64Milli(now64(3))")
-            .fetch_one::<i64>();
-        let theirs = ask
-            .await
-            .map_err(|error| match crate::clickhouse::error::code(&error) {
-                Some(code) => format!("error {code}"),
-                None => "no answer".to_owned(),
-            })?;
-        metrics()
-            .clock_difference
-            .of(Service::ClickHouse)
-            .set((now_ms() - theirs) as f64 / 1000.0);
-        Ok(())
     }
 
     /// How old an announcement may be, in ms.
