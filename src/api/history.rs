@@ -60,8 +60,8 @@ async fn times(events: &Events, token: &str, user: &str) -> Result<Times> {
 
 /// The changes are folded as they come: a user with a million of them needs no more memory than their result.
 async fn properties(events: &Events, token: &str, user: &str) -> Result<Properties> {
-    // Events that say nothing of their user stay on the server. The three names all end in these letters, whatever of
-    // them is written as an escape: then there is a backslash.
+    // Events that say nothing of their user stay on the server. All three names hold these letters, unless some of them
+    // are written as escapes.
     let sql = format!(
         "SELECT toString(event) AS event, properties FROM {} WHERE {USER} \
          AND (position(properties, 'set') > 0 OR position(properties, '\\\\u') > 0) \

@@ -5,7 +5,8 @@
 //! It writes nothing to `ClickHouse` and touches no claim, limit or watermark in Redis.
 //!
 //! Read in this order: `edge` (what every request passes), `auth` (who asks) with `sessions` and `clients`, then the
-//! resources: `users` (with `profile`, `history`), `timeline`, `query` (with `trend`); `cache` and `flights` below.
+//! resources: `users` (with `profile`, `history`), `timeline`, `query` (with `trend`, `interval`); below them `cache`,
+//! `flights`, `store` and `events`.
 
 mod auth;
 mod cache;
@@ -14,6 +15,7 @@ mod edge;
 mod events;
 mod flights;
 mod history;
+mod interval;
 mod problem;
 mod profile;
 mod query;

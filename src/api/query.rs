@@ -16,6 +16,7 @@ use super::Api;
 use super::auth::Caller;
 use super::cache::{jittered_ttl, respond};
 use super::edge::Body;
+use super::interval::Interval;
 use super::problem::Problem;
 use super::trend;
 use crate::telemetry::CacheLookup;
@@ -58,17 +59,6 @@ struct Asked {
 enum Names {
     One(String),
     Many(Vec<String>),
-}
-
-/// The length of an interval. All are in UTC; a week begins on Monday.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Interval {
-    Minute,
-    Hour,
-    Day,
-    Week,
-    Month,
 }
 
 /// A trend in its normal form.
@@ -144,7 +134,13 @@ fn parse(body: &[u8]) -> Result<Trend, Problem> {
         return Err(wrong("query", &asked.query, "\"trend\""));
     }
     let (from, to) = range(&asked.from, &asked.to)?;
-    let interval = Interval::named(&asked.interval)?;
+    let interval = Interval::named(&asked.interval).ok_or_else(|| {
+        wrong(
+            "interval",
+            &asked.interval,
+            "\"minute\", \"hour\", \"day\", \"week\" or \"month\"",
+        )
+    })?;
     let events = asked.event.map(names).transpose()?;
     let breakdown = asked.breakdown;
     if let Some(name) = &breakdown
@@ -224,25 +220,6 @@ fn names(names: Names) -> Result<Vec<String>, Problem> {
             "event: must be a name or a list of 1 to {MAX_LIMIT} names, each of 1 to {MAX_NAME_CHARS} characters; \
              leave it out for all events"
         )))
-    }
-}
-
-impl Interval {
-    fn named(name: &str) -> Result<Self, Problem> {
-        Ok(match name {
-            "minute" => Self::Minute,
-            "hour" => Self::Hour,
-            "day" => Self::Day,
-            "week" => Self::Week,
-            "month" => Self::Month,
-            _ => {
-                return Err(wrong(
-                    "interval",
-                    name,
-                    "\"minute\", \"hour\", \"day\", \"week\" or \"month\"",
-                ));
-            }
-        })
     }
 }
 

@@ -7,20 +7,17 @@ use std::collections::BTreeMap;
 
 use ::clickhouse::Row;
 use ::clickhouse::query::Query;
-use jiff::civil::date;
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan as _};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::events::Events;
+use super::interval::Interval;
 use super::problem::{Kind, Problem};
-use super::query::{Interval, Trend};
+use super::query::Trend;
 
 /// Characters of a property's value that count; what differs only behind them is one value.
 const MAX_VALUE_CHARS: u32 = 200;
-/// The first Monday, ms since 1970.
-const MONDAY: i64 = 4 * 86_400_000;
 
 /// One series in one interval.
 #[derive(Debug, Row, Deserialize)]
@@ -178,52 +175,6 @@ impl Trend {
     }
 }
 
-impl Interval {
-    /// Length and begin of the interval number 0, in ms; none for months, which differ.
-    fn width(self) -> Option<(i64, i64)> {
-        match self {
-            Self::Minute => Some((60_000, 0)),
-            Self::Hour => Some((3_600_000, 0)),
-            Self::Day => Some((86_400_000, 0)),
-            Self::Week => Some((7 * 86_400_000, MONDAY)),
-            Self::Month => None,
-        }
-    }
-
-    /// The number of the interval that a time falls into.
-    fn bucket(self, ms: i64) -> i64 {
-        if let Some((width, begin)) = self.width() {
-            return (ms - begin).div_euclid(width);
-        }
-        let time = Timestamp::from_millisecond(ms).unwrap_or_default();
-        let day = time.to_zoned_datetime(TimeZone::UTC).date();
-        i64::from(day.year()) * 12 + i64::from(day.month()) - 1
-    }
-
-    /// The same, on the server.
-    fn sql(self) -> String {
-        match self.width() {
-            Some((width, begin)) => format!(
-                "intDiv(toUnixTimestamp64Milli(timestamp) - {begin} \
-                 - positiveModulo(toUnixTimestamp64Milli(timestamp) - {begin}, {width}), {width})"
-            ),
-            None => "toInt64(toYear(timestamp)) * 12 + toMonth(timestamp) - 1".to_owned(),
-        }
-    }
-
-    /// When an interval begins.
-    fn start(self, bucket: i64) -> Timestamp {
-        match self.width() {
-            Some((width, begin)) => Timestamp::from_millisecond(bucket * width + begin).unwrap_or_default(),
-            None => date(1970, 1, 1)
-                .checked_add((bucket - 1970 * 12).months())
-                .and_then(|day| day.to_zoned_datetime(TimeZone::UTC))
-                .map(|begin| begin.timestamp())
-                .unwrap_or_default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,41 +216,6 @@ mod tests {
             "{sql}"
         );
         assert!(sql.matches("token = {token:String}").count() == 2, "{sql}");
-    }
-
-    #[test]
-    fn intervals_begin_where_people_expect() {
-        let starts = |interval, from, to| -> Vec<String> {
-            let trend = trend(interval, from, to);
-            trend
-                .buckets()
-                .map(|bucket| interval.start(bucket).to_string())
-                .collect()
-        };
-        assert_eq!(
-            starts(Interval::Week, "2026-01-01T00:00:00Z", "2026-01-05T00:00:00Z"),
-            ["2025-12-29T00:00:00Z"]
-        );
-        assert_eq!(
-            starts(
-                Interval::Month,
-                "1969-12-31T23:00:00Z",
-                "1970-02-01T00:00:00.001Z"
-            ),
-            [
-                "1969-12-01T00:00:00Z",
-                "1970-01-01T00:00:00Z",
-                "1970-02-01T00:00:00Z"
-            ]
-        );
-        assert_eq!(
-            starts(Interval::Minute, "1969-12-31T23:59:59Z", "1970-01-01T00:00:01Z"),
-            ["1969-12-31T23:59:00Z", "1970-01-01T00:00:00Z"]
-        );
-        assert_eq!(
-            starts(Interval::Hour, "2026-01-01T00:30:00Z", "2026-01-01T02:00:00Z").len(),
-            2
-        );
     }
 
     #[test]

@@ -115,12 +115,16 @@ async fn assemble(shared: &Shared, token: &str, user: &str, lease: Option<Lease>
             Kind::UnknownUser,
             "no event of this distinct_id has been written under the caller's token",
         )),
-        (Ok((Some(stored), last)), Err(problem)) if problem.is_unavailable() => {
+        (Ok((Some(stored), last)), Err(_)) => {
             let last = stored.seen.last.max(last);
             let seen = Seen { last, ..stored.seen };
             Ok(render(user, &stored.properties, seen, false))
         }
-        (_, Err(problem)) => Err(problem),
+        (_, Err(problem)) if problem.is_unavailable() => Err(problem),
+        (_, Err(_)) => Err(Problem::new(
+            Kind::QueryTooLarge,
+            "the user has more events than one request may read",
+        )),
     }
 }
 

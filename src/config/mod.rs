@@ -219,7 +219,8 @@ pub struct Http {
 /// `[api]`
 #[derive(Debug, Clone, Serialize)]
 pub struct Api {
-    /// Requests a second each client may make, 1 to 1,000,000. Default 100.
+    /// Requests a second each client may make of one process, 1 to 1,000,000. Default 100. A client is a key with all
+    /// its sessions; without a valid one, an address.
     pub requests_per_second: u32,
     /// Who may open a session, and whose events it reads. Default none: then nobody can read. From the
     /// environment the whole list is replaced.

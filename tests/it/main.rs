@@ -10,6 +10,10 @@
     reason = "a test fails by panicking and tells its story on standard error"
 )]
 
+mod api;
+mod api_query;
+mod api_server;
+mod api_users;
 mod crashes;
 mod harness;
 mod main_path;
