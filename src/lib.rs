@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clickhouse;
 pub mod config;
 pub mod event;
+pub mod generate;
 pub mod health;
 pub mod kafka;
 pub mod pipeline;

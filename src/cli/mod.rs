@@ -17,7 +17,9 @@ use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, LogFormat};
 
 pub mod check;
+pub mod generate;
 pub mod migrate;
+mod progress;
 pub mod run;
 
 const FAILED: u8 = 1;
@@ -57,6 +59,8 @@ struct Global {
 enum Command {
     /// Show the effective configuration and try each service.
     Check(check::Args),
+    /// Send made-up records to the topic, for demonstrations, tests and benchmarks.
+    Generate(generate::Args),
     /// Process events (worker), answer queries (api), or both.
     Run(run::Args),
     /// Create the database and the tables where they are missing.
@@ -124,6 +128,7 @@ impl Invocation {
         let Self { config, command } = self;
         let result = match command {
             Command::Check(args) => check::run(config, args).await,
+            Command::Generate(args) => generate::run(config, args).await,
             Command::Run(args) => run::run(config, args).await,
             Command::Migrate => migrate::run(config).await,
         };

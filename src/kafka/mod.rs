@@ -11,8 +11,8 @@ use rdkafka::config::RDKafkaLogLevel;
 
 use crate::config;
 
-/// The options that every client of the worker starts from; the configured ones override them last.
-fn client_config(kafka: &config::Kafka, ours: &[(&str, &str)]) -> ClientConfig {
+/// The options that every client starts from; the configured ones override them last.
+pub(crate) fn client_config(kafka: &config::Kafka, ours: &[(&str, &str)]) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", &kafka.brokers)

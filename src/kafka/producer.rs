@@ -26,7 +26,7 @@ pub const COORDINATE: [&str; 4] = [
 ];
 
 /// Options that only a consumer knows; a producer would warn of each.
-const CONSUMER_ONLY: &[&str] = &[
+pub(crate) const CONSUMER_ONLY: &[&str] = &[
     "group.protocol",
     "group.remote.assignor",
     "group.instance.id",
