@@ -67,15 +67,6 @@ impl Events {
         self.client.query_raw(sql)
     }
 
-    /// Whether the server answers. Takes no turn: many slow queries are no outage.
-    pub(super) async fn ping(&self) -> Result<(), String> {
-        let answer = self.client.query_raw("SELECT toUInt8(1)").fetch_one::<u8>().await;
-        answer.map(drop).map_err(|error| match error::code(&error) {
-            Some(code) => format!("error {code}"),
-            None => "no answer".to_owned(),
-        })
-    }
-
     /// Runs `work`, which sends one query or more, when there is a turn for it.
     pub(super) async fn run<T>(
         &self,
