@@ -15,6 +15,7 @@ mod api_query;
 mod api_server;
 mod api_users;
 mod crashes;
+mod dead_letters;
 mod harness;
 mod main_path;
 mod outages;
