@@ -17,5 +17,7 @@ mod api_users;
 mod crashes;
 mod dead_letters;
 mod harness;
+mod limits;
 mod main_path;
+mod offsets;
 mod outages;
