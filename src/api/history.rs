@@ -2,6 +2,7 @@
 
 use ::clickhouse::Row;
 use ::clickhouse::error::Result;
+use ::clickhouse::query::Query;
 use serde::Deserialize;
 
 use super::events::Events;
@@ -29,7 +30,8 @@ struct Change<'a> {
 }
 
 /// Hash first: it is in the sorting key, the text is not.
-const USER: &str = "token = {token:String} AND cityHash64(distinct_id) = cityHash64({user:String}) AND distinct_id = {user:String}";
+const USER: &str = "token = {token:String} AND cityHash64(distinct_id) = cityHash64({user:String}) \
+                    AND distinct_id = {user:String}";
 
 /// Reads a user's events; `None` if there are none.
 pub(super) async fn read(events: &Events, token: &str, user: &str) -> Result<Option<History>, Problem> {
@@ -54,8 +56,13 @@ async fn times(events: &Events, token: &str, user: &str) -> Result<Times> {
          toUnixTimestamp64Milli(max(timestamp)) AS last FROM {} WHERE {USER}",
         events.table()
     );
-    let query = events.query(&sql).param("token", token).param("user", user);
-    query.fetch_one().await
+    of_user(events, &sql, token, user).fetch_one().await
+}
+
+/// What is read here is written into the hash: a replica that lags must not undo what the worker remembered.
+fn of_user(events: &Events, sql: &str, token: &str, user: &str) -> Query {
+    let query = events.query(sql).param("token", token).param("user", user);
+    query.with_setting("select_sequential_consistency", "1")
 }
 
 /// The changes are folded as they come: a user with a million of them needs no more memory than their result.
@@ -69,8 +76,7 @@ async fn properties(events: &Events, token: &str, user: &str) -> Result<Properti
          SETTINGS max_result_rows = 0",
         events.table()
     );
-    let query = events.query(&sql).param("token", token).param("user", user);
-    let mut rows = query.fetch::<Change<'_>>()?;
+    let mut rows = of_user(events, &sql, token, user).fetch::<Change<'_>>()?;
     let mut profile = Properties::new();
     while let Some(change) = rows.next().await? {
         apply(&mut profile, change.event, change.properties);

@@ -1,10 +1,10 @@
 //! `GET /v1/users/{distinct_id}`: the profile, from the cache, the user's hash, or the user's events.
 //!
-//! The hash lives for 30 days after its last change. A new change after that begins a hash with nothing old in it, which
-//! no reader could tell from a whole one; and a `$set_once` in it would win over the value that was first. So a hash
-//! counts as whole only with a mark, which the worker never sets: whoever reads a hash without it asks `ClickHouse`,
-//! where every event is, and writes what its events say, and the mark, into the hash. The mark goes when the hash goes.
-//! The worker keeps a marked hash up to date; properties are remembered only once their rows are acknowledged, so what
+//! The hash lives for 30 days after its last change. A change after that begins a hash with nothing old in it, which no
+//! reader could tell from a whole one; and a `$set_once` in it would win over the value that was first. So a hash counts
+//! as whole only with a mark, which the worker never sets: whoever reads a hash without it asks `ClickHouse`, where
+//! every event is, and writes what its events say, and the mark, into the hash. The mark goes when the hash goes. The
+//! worker keeps a marked hash up to date; properties are remembered only once their rows are acknowledged, so what
 //! `ClickHouse` says is never behind the hash.
 
 use ::redis::{FromRedisValue as _, Value};
