@@ -3,8 +3,6 @@
 //! Each of these changes once for each record though its block comes again: scripts compare a watermark for each
 //! record in the same step; adding to a timeline is idempotent by itself.
 
-use std::collections::HashMap;
-
 use ::redis::Pipeline;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -37,8 +35,9 @@ impl Partition {
         let worker = &self.worker;
         let mut pipe = Pipeline::with_capacity(written.len() * 3 + decoded.tokens.len());
         self.tokens(&mut pipe, prepared.block.start, decoded, &written);
-        let stale_profiles = self.users(&mut pipe, decoded, &written);
-        self.timelines(&mut pipe, decoded, &written);
+        let users = Users::of(decoded, &written);
+        let stale_profiles = self.users(&mut pipe, &users);
+        self.timelines(&mut pipe, &users);
         let scripts = [&worker.scripts.remember_token, &worker.scripts.remember_user];
         until_done(Service::Redis, "remember", async || {
             worker.redis.scripted(&scripts, &pipe).await
@@ -83,22 +82,21 @@ impl Partition {
     }
 
     /// User properties, a call for each user that has changes. Answers the commands that drop their cached profiles.
-    fn users(&self, pipe: &mut Pipeline, decoded: &Decoded, written: &[&Event]) -> Pipeline {
+    fn users(&self, pipe: &mut Pipeline, users: &Users<'_>) -> Pipeline {
         let worker = &self.worker;
-        let mut changes: HashMap<(u32, &str), Vec<Change<'_>>> = HashMap::new();
-        for event in written {
-            if event.set.is_none() && event.set_once.is_none() && event.unset.is_none() {
-                continue;
-            }
-            let user = (event.token, decoded.str(event.distinct_id));
-            changes_of(decoded, event, changes.entry(user).or_default());
-        }
         let field = format!("{HIDDEN}offset:{}", worker.source.field(self.number));
         let mut profiles = ::redis::pipe();
-        for ((token, distinct_id), changes) in changes {
-            let token = &decoded.tokens[token as usize];
+        let mut changes = Vec::new();
+        for user in users.each() {
+            changes.clear();
+            for event in user.events {
+                changes_of(users.decoded, event, &mut changes);
+            }
+            if changes.is_empty() {
+                continue;
+            }
             let mut call = worker.scripts.remember_user.call(1);
-            call.arg(worker.keys.user(token, distinct_id))
+            call.arg(worker.keys.user(user.token, user.distinct_id))
                 .arg(&field)
                 .arg(USER_TTL_SECONDS);
             for change in &changes {
@@ -110,28 +108,28 @@ impl Partition {
             pipe.add_command(call);
             profiles
                 .cmd("DEL")
-                .arg(worker.keys.cached_user(token, distinct_id));
+                .arg(worker.keys.cached_user(user.token, user.distinct_id));
         }
         profiles
     }
 
     /// Timelines: added to, trimmed and given their time to live in the same round trip.
-    fn timelines(&self, pipe: &mut Pipeline, decoded: &Decoded, written: &[&Event]) {
-        let mut by_user: HashMap<(u32, &str), Vec<&Event>> = HashMap::with_capacity(written.len());
-        for &event in written {
-            by_user
-                .entry((event.token, decoded.str(event.distinct_id)))
-                .or_default()
-                .push(event);
-        }
-        for ((token, distinct_id), events) in by_user {
-            let key = self
-                .worker
-                .keys
-                .timeline(&decoded.tokens[token as usize], distinct_id);
+    fn timelines(&self, pipe: &mut Pipeline, users: &Users<'_>) {
+        for user in users.each() {
+            let key = self.worker.keys.timeline(user.token, user.distinct_id);
             pipe.cmd("ZADD").arg(&key);
-            for event in &events[events.len().saturating_sub(TIMELINE_EVENTS * 2)..] {
-                pipe.arg(event.timestamp).arg(member(decoded, event));
+            let mut entries: Vec<(i64, String)> = user
+                .events
+                .iter()
+                .map(|event| (event.timestamp, member(users.decoded, event)))
+                .collect();
+            if entries.len() > TIMELINE_EVENTS {
+                // The newest, in the order that Redis itself keeps: what is left does not depend on the cut of blocks.
+                entries.sort_unstable();
+                entries.drain(..entries.len() - TIMELINE_EVENTS);
+            }
+            for (time, member) in &entries {
+                pipe.arg(time).arg(member);
             }
             pipe.cmd("ZREMRANGEBYRANK")
                 .arg(&key)
@@ -139,6 +137,43 @@ impl Partition {
                 .arg(-1 - TIMELINE_EVENTS as i64);
             pipe.cmd("EXPIRE").arg(&key).arg(USER_TTL_SECONDS);
         }
+    }
+}
+
+/// A block's written events by user.
+struct Users<'a> {
+    decoded: &'a Decoded,
+    /// By user, and in offset order within each.
+    sorted: Vec<&'a Event>,
+}
+
+/// One user's events of a block, in offset order.
+struct User<'a> {
+    token: &'a str,
+    distinct_id: &'a str,
+    events: &'a [&'a Event],
+}
+
+impl<'a> Users<'a> {
+    fn of(decoded: &'a Decoded, written: &[&'a Event]) -> Self {
+        let mut sorted = written.to_vec();
+        sorted.sort_by(|a, b| {
+            let user = |event: &Event| (event.token, decoded.bytes(event.distinct_id));
+            user(a).cmp(&user(b))
+        });
+        Self { decoded, sorted }
+    }
+
+    fn each(&self) -> impl Iterator<Item = User<'_>> {
+        let decoded = self.decoded;
+        let same = move |a: &&Event, b: &&Event| {
+            a.token == b.token && decoded.bytes(a.distinct_id) == decoded.bytes(b.distinct_id)
+        };
+        self.sorted.chunk_by(same).map(move |events| User {
+            token: &decoded.tokens[events[0].token as usize],
+            distinct_id: decoded.str(events[0].distinct_id),
+            events,
+        })
     }
 }
 

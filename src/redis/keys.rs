@@ -46,7 +46,15 @@ impl Keys {
             if i > 0 {
                 key.push(':');
             }
-            key.extend(utf8_percent_encode(part, RESERVED));
+            if part
+                .bytes()
+                .any(|b| b.is_ascii_control() || matches!(b, b'%' | b':' | b'{' | b'}') || !b.is_ascii())
+            {
+                key.extend(utf8_percent_encode(part, RESERVED));
+            } else {
+                // Nearly always; nothing to encode.
+                key.push_str(part);
+            }
         }
         key.push('}');
         key
