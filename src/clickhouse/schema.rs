@@ -64,12 +64,25 @@ pub async fn migrate(client: &Client, database: &str, deadline_seconds: u32) -> 
         .execute()
         .await?;
     // Rows that are refused for good are found by trial inserts here: same columns and constraints, no rows kept.
-    bare.query_raw(&format!(
-        "CREATE TABLE IF NOT EXISTS {db}.events_trial AS {db}.events ENGINE = Null",
+    bare.query_raw(&trial_table("CREATE TABLE IF NOT EXISTS", database))
+        .execute()
+        .await
+}
+
+/// Makes the table for trial inserts anew, with the columns and constraints that `events` has now: an operator may
+/// have added some since.
+pub async fn renew_trial_table(client: &Client, database: &str) -> Result<()> {
+    client
+        .query_raw(&trial_table("CREATE OR REPLACE TABLE", database))
+        .execute()
+        .await
+}
+
+fn trial_table(create: &str, database: &str) -> String {
+    format!(
+        "{create} {db}.events_trial AS {db}.events ENGINE = Null",
         db = identifier(database)
-    ))
-    .execute()
-    .await
+    )
 }
 
 /// What stands between a table and the protocol, if anything.

@@ -14,6 +14,7 @@ use super::{Outcome, Partition, Prepared, Worker, worker};
 use crate::clickhouse::error::{Class, classify};
 use crate::clickhouse::identifier;
 use crate::clickhouse::rows::{self, Row};
+use crate::clickhouse::schema;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{Service, metrics};
 
@@ -129,6 +130,13 @@ impl Partition {
         let mut refused = Vec::new();
         let mut delays = delays();
         let mut suspects = vec![rows];
+        let worker = &self.worker;
+        if let Err(error) =
+            schema::renew_trial_table(&worker.clickhouse, &worker.config.clickhouse.database).await
+        {
+            // The worker's user may not be allowed to; then the operator changes both tables.
+            tracing::warn!(error = %error, "the table for trial inserts could not be made anew");
+        }
         while let Some(rows) = suspects.pop() {
             let bytes = self.encode(prepared, &rows, worker::now_ms());
             match insert(&self.worker, "events_trial", None, bytes).await {

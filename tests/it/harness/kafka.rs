@@ -280,11 +280,25 @@ impl Kafka {
 
     /// Commits offsets for a group from outside, while it has no member.
     pub(crate) fn commit(&self, group: &str, topic: &str, offsets: &[(i32, i64)]) {
+        self.commit_with(group, topic, offsets, &[]);
+    }
+
+    /// The same, each with the metadata of an earlier commit.
+    pub(crate) fn commit_with(
+        &self,
+        group: &str,
+        topic: &str,
+        offsets: &[(i32, i64)],
+        earlier: &[Option<(i64, String)>],
+    ) {
         let consumer = self.consumer(group);
         let mut list = TopicPartitionList::new();
         for (partition, offset) in offsets {
-            list.add_partition_offset(topic, *partition, Offset::Offset(*offset))
-                .unwrap();
+            let mut element = list.add_partition(topic, *partition);
+            element.set_offset(Offset::Offset(*offset)).unwrap();
+            if let Some(Some((_, metadata))) = earlier.get(*partition as usize) {
+                element.set_metadata(metadata);
+            }
         }
         eventually(
             "offsets are committed from outside",

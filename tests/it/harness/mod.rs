@@ -4,6 +4,7 @@ pub(crate) mod clickhouse;
 pub(crate) mod events;
 pub(crate) mod kafka;
 pub(crate) mod load;
+pub(crate) mod monitor;
 pub(crate) mod stack;
 pub(crate) mod wait;
 pub(crate) mod worker;
@@ -243,6 +244,11 @@ impl Scene {
             .unwrap()
             .get_connection()
             .unwrap()
+    }
+
+    /// Where this scene's Redis is.
+    pub(crate) fn redis_url(&self) -> &str {
+        &self.redis_url
     }
 
     /// The Redis keys of this scene, without its prefix.

@@ -1,0 +1,315 @@
+//! Limits: over any window and all workers together, overridden per token, waited for, and replayed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use redis::Commands as _;
+
+use crate::harness::Scene;
+use crate::harness::events::origin;
+use crate::harness::kafka::Record;
+use crate::harness::monitor::Monitor;
+use crate::harness::wait::{eventually, seen};
+
+fn event(partition: i32, token: &str, n: usize) -> Record {
+    Record::of(
+        partition,
+        format!(r#"{{"token":"{token}","event":"e","distinct_id":"d","properties":{{"n":{n}}}}}"#),
+    )
+}
+
+/// Rows of each token.
+fn rows_by_token(scene: &Scene) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for row in scene.rows() {
+        *counts.entry(row.token).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn four_workers_never_let_more_than_the_limit_pass_in_any_window_and_use_it_up() {
+    const LIMIT: usize = 1_000;
+    const WINDOW_SECONDS: usize = 5;
+    const WINDOWS: usize = 4;
+    // Redis tells every write with its own time; nobody else writes to this one.
+    let mut scene = Scene::private("flood", 8);
+    scene.set("rate_limit.limit", &LIMIT.to_string());
+    scene.set("rate_limit.window_seconds", &WINDOW_SECONDS.to_string());
+    let monitor = Monitor::start(&scene);
+    let workers = [
+        scene.start().ready(),
+        scene.start().ready(),
+        scene.start().ready(),
+        scene.start().ready(),
+    ];
+    eventually("every worker has its share", Duration::from_secs(60), || {
+        let shares: Vec<_> = workers
+            .iter()
+            .map(|worker| worker.metric("sluice_assigned_partitions"))
+            .collect();
+        seen(
+            shares.iter().all(|share| *share == Some(2.0)),
+            format_args!("{shares:?}"),
+        )
+    });
+    let mut sent = Vec::new();
+    // A flood for as long as the windows last: five times what may pass, on every partition.
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs((WINDOW_SECONDS * WINDOWS) as u64) {
+        let from = sent.len();
+        sent.extend(
+            scene.produce(
+                (from..from + 400)
+                    .map(|n| event((n % 8) as i32, "flood", n))
+                    .collect(),
+            ),
+        );
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    scene.settled();
+    let permits = monitor.permits("rate:{flood}");
+
+    let passed: usize = permits.iter().map(|(_, count)| count).sum();
+    assert_eq!(
+        passed,
+        scene.clickhouse.count(&scene.database),
+        "every permit is a row"
+    );
+    assert_eq!(
+        scene.rejects(&scene.overflow).len(),
+        sent.len() - passed,
+        "the rest is in overflow"
+    );
+    let window = Duration::from_secs(WINDOW_SECONDS as u64);
+    for (at, _) in &permits {
+        let in_window: usize = permits
+            .iter()
+            .filter(|(t, _)| t >= at && *t < *at + window)
+            .map(|(_, n)| n)
+            .sum();
+        assert!(
+            in_window <= LIMIT,
+            "{in_window} permits in the window from {at:?}"
+        );
+    }
+    let (first, last) = (permits[0].0, permits[permits.len() - 1].0);
+    // Whole windows from the first permit on; what begins after the last of them does not count.
+    let whole = (last - first).as_secs() as usize / WINDOW_SECONDS;
+    let end = first + window * whole as u32;
+    let used: usize = permits.iter().filter(|(at, _)| *at < end).map(|(_, n)| n).sum();
+    assert!(whole + 1 >= WINDOWS, "the flood lasted {whole} windows");
+    assert!(
+        used * 100 >= whole * LIMIT * 95,
+        "{used} permits in {whole} windows of {LIMIT}"
+    );
+    for worker in workers {
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
+}
+
+#[test]
+fn the_first_of_a_token_pass_and_another_token_is_not_slowed() {
+    let mut scene = Scene::new("first", 1);
+    scene.set("rate_limit.limit", "100");
+    let sent = scene.produce(
+        (0..600)
+            .map(|n| event(0, if n % 6 == 5 { "calm" } else { "flood" }, n))
+            .collect(),
+    );
+    let worker = scene.start().ready();
+    scene.settled();
+    let flood: Vec<i64> = sent.iter().map(|r| r.offset).filter(|n| n % 6 != 5).collect();
+    let passed: Vec<i64> = scene
+        .rows()
+        .iter()
+        .filter(|row| row.token == "flood")
+        .map(|row| row.offset)
+        .collect();
+    assert_eq!(passed, flood[..100], "the first in the order of offsets");
+    assert_eq!(rows_by_token(&scene)["calm"], 100);
+    let overflow = scene.kafka.read(&scene.overflow);
+    let over: BTreeSet<i64> = overflow.iter().map(|record| origin(record).1).collect();
+    assert_eq!(over, flood[100..].iter().copied().collect());
+    for record in &overflow {
+        let (partition, offset) = origin(record);
+        let original = &sent[offset as usize];
+        assert_eq!((partition, &record.payload), (0, &original.payload));
+        assert_eq!(record.header_text("sluice-topic"), Some(scene.topic.as_str()));
+        assert_eq!(record.header_text("sluice-incarnation"), Some("0"));
+        assert!(
+            record
+                .header_text("sluice-reason")
+                .is_some_and(|reason| !reason.is_empty())
+        );
+    }
+    assert_eq!(
+        worker.metric("sluice_events_total{outcome=\"limited\"}"),
+        Some(400.0)
+    );
+}
+
+#[test]
+fn a_tokens_own_limit_is_taken_from_redis_without_a_restart() {
+    let mut scene = Scene::new("override", 1);
+    scene.set("rate_limit.limit", "50");
+    let mut redis = scene.redis();
+    let limit = |token: &str| scene.key(&format!("config:rate_limit:{{{token}}}"));
+    redis.set::<_, _, ()>(limit("more"), "200").unwrap();
+    redis.set::<_, _, ()>(limit("window"), "70/60").unwrap();
+    redis.set::<_, _, ()>(limit("blocked"), "0").unwrap();
+    redis.set::<_, _, ()>(limit("free"), "unlimited").unwrap();
+    redis.set::<_, _, ()>(limit("wrong"), "a lot").unwrap();
+    let tokens = ["more", "window", "blocked", "free", "wrong", "plain"];
+    let flood = |scene: &Scene| {
+        scene.produce(
+            tokens
+                .iter()
+                .flat_map(|token| (0..300).map(move |n| event(0, token, n)))
+                .collect(),
+        );
+    };
+    flood(&scene);
+    let worker = scene.start().ready();
+    scene.settled();
+    let expected = |more, window, free| {
+        [
+            ("more", more),
+            ("window", window),
+            ("free", free),
+            ("wrong", 50),
+            ("plain", 50),
+        ]
+        .map(|(token, rows)| (token.to_owned(), rows))
+        .into()
+    };
+    assert_eq!(rows_by_token(&scene), expected(200, 70, 300));
+
+    redis.set::<_, _, ()>(limit("more"), "250").unwrap();
+    eventually("the new limit is in use", Duration::from_secs(30), || {
+        flood(&scene);
+        scene.settled();
+        let rows = rows_by_token(&scene);
+        seen(rows["more"] == 250, format_args!("{rows:?}"))
+    });
+    assert!(
+        worker.metric("sluice_bad_overrides_total") > Some(0.0),
+        "a limit that cannot be read is told"
+    );
+}
+
+#[test]
+fn overflow_is_worked_off_within_the_limit_by_a_second_worker_that_waits() {
+    let mut scene = Scene::new("waits", 1);
+    scene.set("rate_limit.limit", "100");
+    scene.set("rate_limit.window_seconds", "3");
+    let sent = scene.produce((0..350).map(|n| event(0, "t", n)).collect());
+    let first = scene.start().ready();
+    scene.settled();
+    assert_eq!(scene.clickhouse.count(&scene.database), 100);
+    // The same table, claims and limits; its own group, and rejects of its own.
+    let again = format!("{}_again", scene.overflow);
+    scene.kafka.create_topics(&[(&again, 1)]);
+    let group = format!("{}_overflow", scene.group);
+    let settings = [
+        ("kafka.topic", scene.overflow.as_str()),
+        ("kafka.overflow_topic", &again),
+        ("kafka.group_id", &group),
+        ("rate_limit.when_over", "wait"),
+    ];
+    let second = scene.start_with(&settings).ready();
+    scene.group_settled(&group, &scene.overflow, Duration::from_secs(90));
+    let rows = scene.rows();
+    let uuids: BTreeSet<&str> = rows.iter().map(|row| row.uuid.as_str()).collect();
+    assert_eq!(
+        (rows.len(), uuids.len()),
+        (sent.len(), sent.len()),
+        "each event has one row in the end"
+    );
+    let from_overflow = rows.iter().filter(|row| row.topic == scene.overflow).count();
+    assert_eq!(from_overflow, 250);
+    assert_eq!(scene.kafka.read(&again).len(), 0, "nothing goes round in circles");
+    // Of a sorted list, an event and the hundredth after it are further apart than a window.
+    let mut passed: Vec<i64> = rows.iter().map(|row| row.ingested_at).collect();
+    passed.sort_unstable();
+    assert!(
+        passed[passed.len() - 1] - passed[0] > 2 * 3_000,
+        "the waiting took whole windows"
+    );
+    for worker in [first, second] {
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
+    scene.kafka.delete_topics(&[&again]);
+}
+
+#[test]
+fn a_replayed_reject_takes_over_its_claim_and_is_written_once() {
+    let mut scene = Scene::new("replay", 1);
+    scene.set("rate_limit.limit", "20");
+    scene.clickhouse.run(&format!(
+        "ALTER TABLE {}.events ADD CONSTRAINT mended CHECK event != 'broken'",
+        scene.database
+    ));
+    let with_id = |n: usize| {
+        Record::of(
+            0,
+            format!(r#"{{"token":"a","event":"e","distinct_id":"d","uuid":"id {n}"}}"#),
+        )
+    };
+    let broken = Record::of(
+        0,
+        r#"{"token":"b","event":"broken","distinct_id":"d","uuid":"b"}"#,
+    );
+    let mut records: Vec<Record> = (0..30).map(with_id).collect();
+    records.push(broken.clone());
+    let sent = scene.produce(records);
+    let worker = scene.start().ready();
+    scene.settled();
+    assert_eq!(scene.clickhouse.count(&scene.database), 20);
+
+    // The operator mends what was wrong, and sends every reject again as it is; some of them twice.
+    scene.clickhouse.run(&format!(
+        "ALTER TABLE {}.events DROP CONSTRAINT mended",
+        scene.database
+    ));
+    scene
+        .redis()
+        .set::<_, _, ()>(scene.key("config:rate_limit:{a}"), "unlimited")
+        .unwrap();
+    let mut rejects = scene.kafka.read(&scene.overflow);
+    rejects.extend(scene.kafka.read(&scene.dead_letters));
+    assert_eq!(rejects.len(), 11);
+    let twice = rejects[..3].to_vec();
+    let again = |records: Vec<Record>| {
+        scene.produce(
+            records
+                .into_iter()
+                .map(|record| Record {
+                    timestamp: None,
+                    ..record
+                })
+                .collect(),
+        );
+        scene.settled();
+    };
+    // Until the worker has read the new limit, events may go to overflow once more.
+    eventually("the new limit is read", Duration::from_secs(20), || {
+        let before = scene.kafka.read(&scene.overflow).len();
+        scene.produce(vec![event(0, "a", 0)]);
+        scene.settled();
+        seen(
+            scene.kafka.read(&scene.overflow).len() == before,
+            "a probe went to overflow",
+        )
+    });
+    let probes = scene.clickhouse.count(&scene.database) - 20;
+    again(rejects);
+    again(twice);
+    // The same event from its client once more is a duplicate as ever.
+    again(vec![with_id(25), broken]);
+    let rows = scene.rows();
+    assert_eq!(rows.len() - probes, sent.len(), "each event has one row");
+    let uuids: BTreeSet<&str> = rows.iter().map(|row| row.uuid.as_str()).collect();
+    assert_eq!(uuids.len(), rows.len());
+    assert_eq!(worker.terminate().code(), Some(0));
+}

@@ -1,0 +1,202 @@
+//! Committed offsets that are rewound, gone, or of another topic; and blocks that were announced and not finished.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::harness::Scene;
+use crate::harness::events::{Ledger, Load, check_remembered};
+use crate::harness::kafka::Record;
+use crate::harness::stack::Service;
+use crate::harness::wait::{eventually, seen};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn settle(scene: &Scene) {
+    let worker = scene.start().ready();
+    scene.settled();
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
+fn after_a_rewind_nothing_is_lost_and_nothing_is_there_twice() {
+    let scene = Scene::new("rewound", 3);
+    let mut load = Load::new(3);
+    let mut sent = scene.produce(load.take(2_000));
+    settle(&scene);
+    let before = scene.rows();
+    // To the beginning, to the middle, and by a single record.
+    let ends: Vec<i64> = scene
+        .kafka
+        .bounds(&scene.topic)
+        .iter()
+        .map(|(_, end)| *end)
+        .collect();
+    scene.kafka.commit(
+        &scene.group,
+        &scene.topic,
+        &[(0, 0), (1, ends[1] / 2), (2, ends[2] - 1)],
+    );
+    sent.extend(scene.produce(load.take(1_000)));
+    settle(&scene);
+    Ledger::check(&sent, &scene);
+    let after = scene.rows();
+    check_remembered(&scene, &after);
+    assert!(
+        before.iter().all(|row| after.contains(row)),
+        "what was written stays as it was"
+    );
+}
+
+#[test]
+fn after_the_offsets_expired_nothing_is_lost_and_nothing_is_there_twice() {
+    let scene = Scene::new("expired", 3);
+    let mut load = Load::new(3);
+    let mut sent = scene.produce(load.take(2_000));
+    settle(&scene);
+    scene.kafka.delete_group(&scene.group);
+    sent.extend(scene.produce(load.take(1_000)));
+    settle(&scene);
+    Ledger::check(&sent, &scene);
+    check_remembered(&scene, &scene.rows());
+}
+
+#[test]
+fn a_rewind_of_limited_events_charges_nobody_twice_and_keeps_what_was_written() {
+    let mut scene = Scene::new("rewoundlimit", 1);
+    scene.set("rate_limit.limit", "300");
+    let payload = |n| format!(r#"{{"token":"t","event":"e","distinct_id":"d","properties":{{"n":{n}}}}}"#);
+    let sent = scene.produce((0..500).map(|n| Record::of(0, payload(n))).collect());
+    settle(&scene);
+    let before = scene.rows();
+    assert_eq!(before.len(), 300);
+    scene.kafka.commit(&scene.group, &scene.topic, &[(0, 100)]);
+    settle(&scene);
+    assert_eq!(scene.rows(), before);
+    let over: BTreeSet<i64> = scene
+        .rejects(&scene.overflow)
+        .iter()
+        .map(|r| crate::harness::events::origin(r).1)
+        .collect();
+    assert_eq!(over, (300..500).collect::<BTreeSet<i64>>());
+    assert_eq!(sent.len(), 500);
+}
+
+#[test]
+fn an_announced_block_is_recovered_with_the_very_same_cut() {
+    let mut scene = Scene::private("announced", 1);
+    // The dead are missed soon.
+    scene.set(
+        "kafka.options",
+        r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"400"}"#,
+    );
+    // The whole of each load in one block.
+    scene.set("batch.max_age_ms", "2000");
+    let mut load = Load::new(1);
+    let mut sent = scene.produce(load.take(100));
+    settle(&scene);
+
+    // First with a ClickHouse that is gone: the insert has not landed. Then with one that is frozen: it lands late.
+    for frozen in [false, true] {
+        let stack = scene.stack.as_ref().unwrap();
+        let worker = scene.start().ready();
+        if frozen {
+            stack.pause(Service::ClickHouse)
+        } else {
+            stack.stop(Service::ClickHouse)
+        }
+        sent.extend(scene.produce(load.take(700)));
+        let (start, end) = eventually("a block is announced", PATIENCE, || {
+            let committed = scene.kafka.committed(&scene.group, &scene.topic, 1)?.remove(0);
+            let (offset, metadata) = committed.ok_or("nothing is committed")?;
+            let end = metadata
+                .split(';')
+                .find_map(|field| field.strip_prefix("e=")?.parse::<i64>().ok());
+            Ok((offset, end.ok_or(metadata)?))
+        });
+        assert!(
+            end > start + 100,
+            "a block worth cutting otherwise: {start} to {end}"
+        );
+        worker.kill();
+        if frozen {
+            stack.resume(Service::ClickHouse)
+        } else {
+            stack.start(Service::ClickHouse)
+        }
+        scene
+            .clickhouse
+            .run(&format!("SYSTEM STOP MERGES {}.events", scene.database));
+        // Left to itself, this worker would cut blocks of ten.
+        let worker = scene.start_with(&[("batch.max_rows", "10")]).ready();
+        scene.settled();
+        assert_eq!(worker.terminate().code(), Some(0));
+        let times: BTreeSet<i64> = scene
+            .rows()
+            .iter()
+            .filter(|row| (start..end).contains(&row.offset))
+            .map(|row| row.ingested_at)
+            .collect();
+        assert_eq!(
+            times.len(),
+            1,
+            "all rows of [{start}, {end}) were written together"
+        );
+    }
+    Ledger::check(&sent, &scene);
+    check_remembered(&scene, &scene.rows());
+}
+
+#[test]
+fn a_topic_made_anew_stops_its_partitions_until_the_incarnation_is_raised() {
+    let mut scene = Scene::new("anew", 2);
+    let mut load = Load::new(2);
+    let first = scene.produce(load.take(400));
+    settle(&scene);
+    let old_rows = scene.rows();
+    let old_dead = scene.rejects(&scene.dead_letters).len();
+    let offsets: Vec<(i32, i64)> = (0..2)
+        .map(|p| (p, first.iter().filter(|r| r.partition == p).count() as i64))
+        .collect();
+    let metadata = scene.kafka.committed(&scene.group, &scene.topic, 2).unwrap();
+
+    scene.kafka.delete_topics(&[&scene.topic]);
+    scene.kafka.create_topics(&[(&scene.topic, 2)]);
+    // Kafka forgets the offsets of a deleted topic, sooner or later; they are back as they were, as after a restore.
+    scene
+        .kafka
+        .commit_with(&scene.group, &scene.topic, &offsets, &metadata);
+    // Partition 0 ends before the committed offset, partition 1 holds another record there.
+    let mut second = load.take(600);
+    second.retain(|record| record.partition == 1 || record.key.as_deref() < Some(b"key-6"));
+    let second = scene.produce(second);
+    let worker = scene.start().ready();
+    eventually("both partitions are stopped", PATIENCE, || {
+        let (status, body) = worker.readiness()?;
+        let both = ["0", "1"].iter().all(|p| {
+            body["stopped"][p]
+                .as_str()
+                .is_some_and(|why| why.contains("kafka.incarnation"))
+        });
+        seen(status == 200 && both, format_args!("{status} {body}"))
+    });
+    assert_eq!(worker.metric("sluice_stopped_partitions"), Some(2.0));
+    assert_eq!(worker.terminate().code(), Some(0));
+    assert_eq!(
+        scene.rows(),
+        old_rows,
+        "nothing of the new topic was taken for the old one"
+    );
+
+    scene.set("kafka.incarnation", "1");
+    settle(&scene);
+    let rows = scene.rows();
+    let (old, new): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.incarnation == 0);
+    assert_eq!(old, old_rows);
+    let dead: Vec<Record> = scene
+        .rejects(&scene.dead_letters)
+        .into_iter()
+        .filter(|r| r.header_text("sluice-incarnation") == Some("1"))
+        .collect();
+    assert!(old_dead > 0 && !dead.is_empty());
+    Ledger::check_in(&second, &new, &[], &dead);
+}
