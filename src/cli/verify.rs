@@ -64,7 +64,7 @@ impl Watch for Steps {
 fn text(ledger: &Ledger, config: &Config) -> String {
     let kafka = &config.kafka;
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["outcome", "records", "counted in"]);
     let mut row = |outcome: &str, count: u64, place: &str| {
         table.add_row([outcome.to_owned(), count.to_string(), place.to_owned()]);

@@ -50,9 +50,13 @@ impl<'a> Reader<'a> {
             kafka,
             &[
                 ("group.id", kafka.group_id.as_str()),
-                ("queued.max.messages.kbytes", "32768"),
-                ("fetch.max.bytes", "16777216"),
-                ("message.max.bytes", "16777216"),
+                // Batches are a few times as large once they are decompressed: these keep memory modest, whatever
+                // the number of partitions. A batch that is larger still comes, alone.
+                ("queued.max.messages.kbytes", "8192"),
+                ("fetch.message.max.bytes", "524288"),
+                ("fetch.max.bytes", "4194304"),
+                ("message.max.bytes", "4194304"),
+                ("fetch.queue.backoff.ms", "5"),
             ],
         );
         for (name, value) in &kafka.options {

@@ -1,10 +1,11 @@
 //! What is settled: from each partition's first offset to the group's; and how far the rejects reach.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataPartition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -14,6 +15,8 @@ use crate::kafka::metadata;
 
 /// Time for each question to Kafka.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+const RETRY: Duration = Duration::from_millis(250);
 
 /// The ranges that are read.
 #[derive(Debug, Default)]
@@ -108,10 +111,15 @@ fn committed(reader: &Reader<'_>, kafka: &config::Kafka, partitions: &[i32]) -> 
     for &partition in partitions {
         wanted.add_partition(&kafka.topic, partition);
     }
-    let answer = reader
-        .consumer
-        .committed_offsets(wanted, PATIENCE)
-        .with_context(|| format!("Kafka does not tell the offsets of the group {}", kafka.group_id))?;
+    let begun = Instant::now();
+    let answer = loop {
+        match reader.consumer.committed_offsets(wanted.clone(), PATIENCE) {
+            // The cluster is choosing who knows: at its first group, or when a broker has gone.
+            Err(error) if is_election(&error) && begun.elapsed() < PATIENCE => std::thread::sleep(RETRY),
+            answer => break answer,
+        }
+    }
+    .with_context(|| format!("Kafka does not tell the offsets of the group {}", kafka.group_id))?;
     answer
         .elements()
         .iter()
@@ -133,4 +141,12 @@ fn committed(reader: &Reader<'_>, kafka: &config::Kafka, partitions: &[i32]) -> 
             Ok((element.partition(), Some((offset, text))))
         })
         .collect()
+}
+
+fn is_election(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+    matches!(
+        error.rdkafka_error_code(),
+        Some(NotCoordinator | CoordinatorNotAvailable | CoordinatorLoadInProgress)
+    )
 }
