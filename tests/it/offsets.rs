@@ -85,7 +85,10 @@ fn a_rewind_of_limited_events_charges_nobody_twice_and_keeps_what_was_written() 
 fn an_announced_block_is_recovered_with_the_very_same_cut() {
     let mut scene = Scene::private("announced", 1);
     // The dead are missed soon.
-    scene.set("kafka.options", r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"400"}"#);
+    scene.set(
+        "kafka.options",
+        r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"400"}"#,
+    );
     // The whole of each load in one block.
     scene.set("batch.max_age_ms", "2000");
     let mut load = Load::new(1);
