@@ -124,13 +124,15 @@ impl Partition {
                 .or_default()
                 .push(event);
         }
-        for ((token, distinct_id), events) in by_user {
+        for ((token, distinct_id), mut events) in by_user {
+            // The newest by their own time, as the set orders them: a member begins with the uuid.
+            events.sort_unstable_by_key(|event| (event.timestamp, event.uuid));
             let key = self
                 .worker
                 .keys
                 .timeline(&decoded.tokens[token as usize], distinct_id);
             pipe.cmd("ZADD").arg(&key);
-            for event in &events[events.len().saturating_sub(TIMELINE_EVENTS * 2)..] {
+            for event in &events[events.len().saturating_sub(TIMELINE_EVENTS)..] {
                 pipe.arg(event.timestamp).arg(member(decoded, event));
             }
             pipe.cmd("ZREMRANGEBYRANK")
