@@ -15,3 +15,4 @@ pub mod kafka;
 pub mod pipeline;
 pub mod redis;
 pub mod telemetry;
+pub mod verify;

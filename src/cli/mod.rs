@@ -21,6 +21,7 @@ pub mod generate;
 pub mod migrate;
 mod progress;
 pub mod run;
+pub mod verify;
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -65,6 +66,8 @@ enum Command {
     Run(run::Args),
     /// Create the database and the tables where they are missing.
     Migrate,
+    /// Settle every record's outcome from the destinations themselves; exit code 1 if one is missing or twice.
+    Verify(verify::Args),
 }
 
 /// Why a command ends without success; decides the exit code.
@@ -131,6 +134,7 @@ impl Invocation {
             Command::Generate(args) => generate::run(config, args).await,
             Command::Run(args) => run::run(config, args).await,
             Command::Migrate => migrate::run(config).await,
+            Command::Verify(args) => verify::run(config, args).await,
         };
         result.unwrap_or_else(|error| fail(&error))
     }

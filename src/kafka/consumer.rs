@@ -1,34 +1,28 @@
-//! The polling thread: membership of the group, rebalances, back-pressure.
+//! The polling thread: records in, back-pressure, and a consumer made anew where only that helps.
 //!
-//! Owns the consumer. One thread polls and hears of rebalances; commits go through [`super::committer`], whose
-//! fence this thread moves. Never waits for a service while it should poll, except for the partitions that it
-//! gives away: those settle or are dropped before the rebalance goes on.
+//! Owns the consumer. Commits go through [`super::committer`]; what a rebalance does is in `rebalance`. Never waits for
+//! a service while it should poll.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
-use rdkafka::statistics::Statistics;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::client_config;
-use super::committer::{self, Committer, Ownership};
+use super::committer::{self, Committer};
 use super::intake::{Bounds, Intake};
-use super::metadata::{self, Refusal, Start, UnknownVersion};
+use super::metadata::UnknownVersion;
+use super::rebalance::{Broken, Context};
 use crate::event::{Headers, Record};
 use crate::pipeline::Worker;
-use crate::pipeline::lane::{Assigned, Highest, Lane};
-use crate::telemetry::{self, Rebalance, Service, metrics};
+use crate::telemetry::{Service, metrics};
 
 /// How long one poll waits; also how late a block may close by age.
 const POLL: Duration = Duration::from_millis(5);
@@ -36,13 +30,8 @@ const POLL: Duration = Duration::from_millis(5);
 const MESSAGES_PER_LOOK: usize = 512;
 /// How long all intake may stand still for memory before the partitions are paused, so that polling can go on.
 const STALL_BEFORE_PAUSE: Duration = Duration::from_secs(1);
-/// How long a rebalance waits for blocks under way of the partitions that are given away.
-const SETTLE_ON_REVOKE: Duration = Duration::from_secs(10);
 /// How long a dropped partition waits for its rebalance before the consumer is made anew.
 const REJOIN_AFTER: Duration = Duration::from_secs(10);
-/// Time for each question to Kafka within a rebalance.
-const ASK_KAFKA: Duration = Duration::from_secs(5);
-const ASK_KAFKA_TRIES: usize = 3;
 
 /// Why the worker cannot go on, until somebody has changed something.
 #[derive(Debug, thiserror::Error)]
@@ -94,16 +83,8 @@ pub fn run(worker: &Arc<Worker>, runtime: &Handle, shutdown: &CancellationToken)
 fn session(worker: &Arc<Worker>, runtime: &Handle, shutdown: &CancellationToken) -> End {
     let kafka = &worker.config.kafka;
     let (committer, requests) = Committer::new();
-    let context = Context {
-        worker: Arc::clone(worker),
-        runtime: runtime.clone(),
-        committer: committer.clone(),
-        ownership: Arc::default(),
-        intakes: Mutex::default(),
-        broken: Mutex::default(),
-        fatal: Mutex::default(),
-    };
-    let ownership = Arc::clone(&context.ownership);
+    let context = Context::new(worker, runtime, committer.clone());
+    let ownership = Arc::clone(context.ownership());
     let mut client = client_config(
         kafka,
         &[
@@ -189,23 +170,10 @@ impl<'a> Session<'a> {
     fn run(mut self, shutdown: &CancellationToken) -> End {
         while !shutdown.is_cancelled() {
             self.worker.health.polled();
-            if let Some(fatal) = self
-                .context
-                .fatal
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take()
-            {
-                return End::Fatal(fatal);
-            }
-            if let Some(why) = self
-                .context
-                .broken
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take()
-            {
-                return End::Again(why);
+            match self.context.broken() {
+                Some(Broken::Again(why)) => return End::Again(why),
+                Some(Broken::Version(version)) => return End::Fatal(Fatal::Version(version)),
+                None => {}
             }
             if let Some(why) = self.dropped() {
                 return End::Again(why);
@@ -396,251 +364,4 @@ fn judge(error: &KafkaError) -> Option<String> {
             None
         }
     }
-}
-
-/// What the callbacks need; shared with the loop.
-struct Context {
-    worker: Arc<Worker>,
-    runtime: Handle,
-    committer: Committer,
-    ownership: Arc<Ownership>,
-    intakes: Mutex<BTreeMap<i32, Intake>>,
-    broken: Mutex<Option<String>>,
-    fatal: Mutex<Option<Fatal>>,
-}
-
-/// Where each partition starts, or why it does not.
-type Starts = Vec<(i32, Result<Start, Refusal>)>;
-
-/// Counts assignments over all sessions of this process.
-static EPOCH: AtomicU64 = AtomicU64::new(1);
-
-impl Context {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Intake>> {
-        self.intakes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stopped(&self, partition: i32, refusal: &Refusal) {
-        self.worker
-            .health
-            .partition_stopped(partition, refusal.to_string());
-        tracing::error!(partition, reason = %refusal, "the partition is stopped");
-    }
-
-    /// Reads where each of the partitions starts.
-    fn starts(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> Result<Starts, KafkaError> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let topic = &self.worker.config.kafka.topic;
-        let committed = again(|| {
-            let mut tpl = TopicPartitionList::with_capacity(partitions.len());
-            for &partition in partitions {
-                tpl.add_partition(topic, partition);
-            }
-            consumer.committed_offsets(tpl, ASK_KAFKA)
-        })?;
-        let mut starts = Vec::new();
-        for &partition in partitions {
-            let (low, high) = again(|| consumer.fetch_watermarks(topic, partition, ASK_KAFKA))?;
-            let element = committed.find_partition(topic, partition);
-            if let Some(Err(error)) = element
-                .as_ref()
-                .map(rdkafka::topic_partition_list::TopicPartitionListElem::error)
-            {
-                return Err(error);
-            }
-            let committed = element.as_ref().and_then(|element| match element.offset() {
-                // The client library panics on metadata that is not UTF-8: foreign text, so none of ours.
-                Offset::Offset(offset) => Some((
-                    offset,
-                    catch_unwind(AssertUnwindSafe(|| element.metadata())).unwrap_or_default(),
-                )),
-                _ => None,
-            });
-            starts.push((
-                partition,
-                metadata::start(committed, low, high, self.worker.config.kafka.incarnation),
-            ));
-        }
-        Ok(starts)
-    }
-
-    fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
-        metrics()
-            .rebalances
-            .of(Rebalance::Assigned)
-            .increment(partitions.len() as u64);
-        let kafka = &self.worker.config.kafka;
-        let starts = match self.starts(consumer, partitions) {
-            Ok(starts) => starts,
-            Err(error) => {
-                self.fail(format!("the committed offsets could not be read: {error}"));
-                Vec::new()
-            }
-        };
-        let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
-        let highest = Highest::new(Arc::clone(&self.worker), partitions.to_vec());
-        let (mut run, mut stop) = (TopicPartitionList::new(), TopicPartitionList::new());
-        for &partition in partitions {
-            let start = match starts.iter().find(|(p, _)| *p == partition) {
-                Some((_, Ok(start))) => *start,
-                Some((_, Err(Refusal::Version(version)))) => {
-                    *self.fatal.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(Fatal::Version(version.clone()));
-                    stop.add_partition(&kafka.topic, partition);
-                    continue;
-                }
-                Some((_, Err(refusal))) => {
-                    self.stopped(partition, refusal);
-                    stop.add_partition(&kafka.topic, partition);
-                    continue;
-                }
-                None => {
-                    stop.add_partition(&kafka.topic, partition);
-                    continue;
-                }
-            };
-            if start.missing > 0 {
-                metrics().offsets_missing.increment(start.missing as u64);
-                tracing::error!(
-                    partition,
-                    from = start.committed,
-                    records = start.missing,
-                    "retention removed records before they were read"
-                );
-            }
-            tracing::info!(
-                partition,
-                epoch,
-                offset = start.committed,
-                announced_end = start.announced.map(|a| a.end),
-                "the partition starts"
-            );
-            if let Err(error) =
-                run.add_partition_offset(&kafka.topic, partition, Offset::Offset(start.read_from))
-            {
-                self.fail(format!("an offset could not be set: {error}"));
-            }
-            self.ownership.grant(partition, epoch);
-            let assigned = Assigned {
-                partition,
-                epoch,
-                committed: start.committed,
-                highest: highest.clone(),
-            };
-            let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);
-            let intake = Intake::new(start, epoch, kafka.incarnation, &self.worker.in_flight, lane);
-            self.lock().insert(partition, intake);
-        }
-        // They belong to this member, but nothing is read from them.
-        let stopped = stop.elements();
-        let added = stopped
-            .iter()
-            .try_for_each(|p| run.add_partition_offset(&kafka.topic, p.partition(), Offset::End));
-        // Once, and also for none at all (a rebalance that brought nothing): the group waits for this answer.
-        if let Err(error) = added.and_then(|()| consumer.incremental_assign(&run)) {
-            self.fail(format!("partitions could not be assigned: {error}"));
-        }
-        if stop.count() > 0
-            && let Err(error) = consumer.pause(&stop)
-        {
-            self.fail(format!("partitions could not be paused: {error}"));
-        }
-    }
-
-    fn fail(&self, why: String) {
-        self.broken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(why);
-    }
-
-    /// Ends the partitions' tasks: what is under way has `patience` to settle, the rest is dropped.
-    fn give_away(&self, partitions: &[i32], patience: Duration) {
-        let lanes: Vec<Lane> = {
-            let mut intakes = self.lock();
-            partitions
-                .iter()
-                .filter_map(|p| intakes.remove(p))
-                .filter_map(|mut intake| intake.stop())
-                .collect()
-        };
-        if patience.is_zero() {
-            // Withdrawn first, so that nothing of theirs is committed from here on.
-            self.ownership.withdraw(partitions.iter().copied());
-        }
-        self.runtime
-            .block_on(join_all(lanes.into_iter().map(|lane| lane.end(patience))));
-        self.ownership.withdraw(partitions.iter().copied());
-        for &partition in partitions {
-            self.worker.health.partition_gone(partition);
-            telemetry::consumer_lag(partition).set(0.0);
-        }
-    }
-
-    fn revoked(&self, consumer: &BaseConsumer<Self>, tpl: &TopicPartitionList, partitions: &[i32]) {
-        let lost = consumer.assignment_lost();
-        let rebalance = if lost { Rebalance::Lost } else { Rebalance::Revoked };
-        metrics()
-            .rebalances
-            .of(rebalance)
-            .increment(partitions.len() as u64);
-        tracing::info!(?partitions, lost, "partitions are given away");
-        self.give_away(partitions, if lost { Duration::ZERO } else { SETTLE_ON_REVOKE });
-        if let Err(error) = consumer.incremental_unassign(tpl) {
-            self.fail(format!("partitions could not be unassigned: {error}"));
-        }
-    }
-}
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        if let Some(topic) = statistics.topics.get(&self.worker.config.kafka.topic) {
-            for (&partition, stats) in topic.partitions.iter().filter(|(p, s)| **p >= 0 && s.desired) {
-                // Committed by this consumer, or, before its first commit, where it reads.
-                let settled = if stats.committed_offset >= 0 {
-                    stats.committed_offset
-                } else {
-                    stats.app_offset
-                };
-                if stats.hi_offset >= 0 && settled >= 0 {
-                    telemetry::consumer_lag(partition).set((stats.hi_offset - settled).max(0) as f64);
-                }
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // Reaching the end of a partition is heard of by polling.
-        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
-            tracing::warn!(error = %error, reason, "the Kafka client reports");
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, tpl: &mut TopicPartitionList) {
-        let partitions: Vec<i32> = tpl
-            .elements()
-            .iter()
-            .map(rdkafka::topic_partition_list::TopicPartitionListElem::partition)
-            .collect();
-        match code {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assigned(consumer, &partitions),
-            _ => self.revoked(consumer, tpl, &partitions),
-        }
-    }
-}
-
-/// Asks up to [`ASK_KAFKA_TRIES`] times.
-fn again<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
-    let mut outcome = ask();
-    for _ in 1..ASK_KAFKA_TRIES {
-        if outcome.is_ok() {
-            break;
-        }
-        outcome = ask();
-    }
-    outcome
 }

@@ -379,6 +379,7 @@ mod tests {
             dead_letters("not_json").increment(1);
             consumer_lag(7).set(5);
             http_request("/v1/query", 200, Duration::from_millis(3));
+            cache_lookup("query", CacheLookup::Hit);
         });
         recorder.handle().render()
     }

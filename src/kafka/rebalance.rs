@@ -1,0 +1,308 @@
+//! Rebalances: what this worker does when partitions come and go.
+//!
+//! Owns where a partition starts, the life of its tasks, and its place in the ownership table. Runs inside the polling
+//! thread's `poll`; partitions that are given away settle or are dropped before the rebalance goes on.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::runtime::Handle;
+
+use super::committer::{Committer, Ownership};
+use super::intake::Intake;
+use super::metadata::{self, Refusal, Start, UnknownVersion};
+use crate::pipeline::Worker;
+use crate::pipeline::lane::{Assigned, Highest, Lane};
+use crate::telemetry::{self, Rebalance, metrics};
+
+/// How long a rebalance waits for blocks under way of the partitions that are given away.
+const SETTLE_ON_REVOKE: Duration = Duration::from_secs(10);
+/// Time for each question to Kafka within a rebalance.
+const ASK_KAFKA: Duration = Duration::from_secs(5);
+const ASK_KAFKA_TRIES: usize = 3;
+
+/// What the callbacks need; shared with the loop.
+pub(super) struct Context {
+    pub(super) worker: Arc<Worker>,
+    pub(super) runtime: Handle,
+    committer: Committer,
+    ownership: Arc<Ownership>,
+    intakes: Mutex<BTreeMap<i32, Intake>>,
+    broken: Mutex<Option<Broken>>,
+}
+
+/// Why the session cannot go on; found out in a callback, acted on by the loop.
+pub(super) enum Broken {
+    /// The consumer must be made anew.
+    Again(String),
+    /// A newer worker was here: for good.
+    Version(UnknownVersion),
+}
+
+/// Where each partition starts, or why it does not.
+type Starts = Vec<(i32, Result<Start, Refusal>)>;
+
+/// Counts assignments over all sessions of this process.
+static EPOCH: AtomicU64 = AtomicU64::new(1);
+
+impl Context {
+    pub(super) fn new(worker: &Arc<Worker>, runtime: &Handle, committer: Committer) -> Self {
+        Self {
+            worker: Arc::clone(worker),
+            runtime: runtime.clone(),
+            committer,
+            ownership: Arc::default(),
+            intakes: Mutex::default(),
+            broken: Mutex::default(),
+        }
+    }
+
+    /// Who may commit what.
+    pub(super) fn ownership(&self) -> &Arc<Ownership> {
+        &self.ownership
+    }
+
+    /// What a callback has found, once.
+    pub(super) fn broken(&self) -> Option<Broken> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The assigned partitions.
+    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Intake>> {
+        self.intakes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stopped(&self, partition: i32, refusal: &Refusal) {
+        self.worker
+            .health
+            .partition_stopped(partition, refusal.to_string());
+        tracing::error!(partition, reason = %refusal, "the partition is stopped");
+    }
+
+    /// Reads where each of the partitions starts.
+    fn starts(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> Result<Starts, KafkaError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let topic = &self.worker.config.kafka.topic;
+        let committed = again(|| {
+            let mut tpl = TopicPartitionList::with_capacity(partitions.len());
+            for &partition in partitions {
+                tpl.add_partition(topic, partition);
+            }
+            consumer.committed_offsets(tpl, ASK_KAFKA)
+        })?;
+        let mut starts = Vec::new();
+        for &partition in partitions {
+            let (low, high) = again(|| consumer.fetch_watermarks(topic, partition, ASK_KAFKA))?;
+            let element = committed.find_partition(topic, partition);
+            if let Some(Err(error)) = element.as_ref().map(TopicPartitionListElem::error) {
+                return Err(error);
+            }
+            let committed = element.as_ref().and_then(|element| match element.offset() {
+                // The client library panics on metadata that is not UTF-8: foreign text, so none of ours.
+                Offset::Offset(offset) => Some((
+                    offset,
+                    catch_unwind(AssertUnwindSafe(|| element.metadata())).unwrap_or_default(),
+                )),
+                _ => None,
+            });
+            starts.push((
+                partition,
+                metadata::start(committed, low, high, self.worker.config.kafka.incarnation),
+            ));
+        }
+        Ok(starts)
+    }
+
+    fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
+        metrics()
+            .rebalances
+            .of(Rebalance::Assigned)
+            .increment(partitions.len() as u64);
+        let kafka = &self.worker.config.kafka;
+        let starts = match self.starts(consumer, partitions) {
+            Ok(starts) => starts,
+            Err(error) => {
+                self.fail(format!("the committed offsets could not be read: {error}"));
+                Vec::new()
+            }
+        };
+        let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
+        let highest = Highest::new(Arc::clone(&self.worker), partitions.to_vec());
+        let (mut run, mut stop) = (TopicPartitionList::new(), TopicPartitionList::new());
+        for &partition in partitions {
+            let start = match starts.iter().find(|(p, _)| *p == partition) {
+                Some((_, Ok(start))) => *start,
+                Some((_, Err(Refusal::Version(version)))) => {
+                    self.break_off(Broken::Version(version.clone()));
+                    stop.add_partition(&kafka.topic, partition);
+                    continue;
+                }
+                Some((_, Err(refusal))) => {
+                    self.stopped(partition, refusal);
+                    stop.add_partition(&kafka.topic, partition);
+                    continue;
+                }
+                None => {
+                    stop.add_partition(&kafka.topic, partition);
+                    continue;
+                }
+            };
+            if start.missing > 0 {
+                metrics().offsets_missing.increment(start.missing as u64);
+                tracing::error!(
+                    partition,
+                    from = start.committed,
+                    records = start.missing,
+                    "retention removed records before they were read"
+                );
+            }
+            tracing::info!(
+                partition,
+                epoch,
+                offset = start.committed,
+                announced_end = start.announced.map(|a| a.end),
+                "the partition starts"
+            );
+            if let Err(error) =
+                run.add_partition_offset(&kafka.topic, partition, Offset::Offset(start.read_from))
+            {
+                self.fail(format!("an offset could not be set: {error}"));
+            }
+            self.ownership.grant(partition, epoch);
+            let assigned = Assigned {
+                partition,
+                epoch,
+                committed: start.committed,
+                highest: highest.clone(),
+            };
+            let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);
+            let intake = Intake::new(start, epoch, kafka.incarnation, &self.worker.in_flight, lane);
+            self.lock().insert(partition, intake);
+        }
+        // They belong to this member, but nothing is read from them.
+        let stopped = stop.elements();
+        let added = stopped
+            .iter()
+            .try_for_each(|p| run.add_partition_offset(&kafka.topic, p.partition(), Offset::End));
+        // Once, and also for none at all (a rebalance that brought nothing): the group waits for this answer.
+        if let Err(error) = added.and_then(|()| consumer.incremental_assign(&run)) {
+            self.fail(format!("partitions could not be assigned: {error}"));
+        }
+        if stop.count() > 0
+            && let Err(error) = consumer.pause(&stop)
+        {
+            self.fail(format!("partitions could not be paused: {error}"));
+        }
+    }
+
+    fn fail(&self, why: String) {
+        self.break_off(Broken::Again(why));
+    }
+
+    fn break_off(&self, broken: Broken) {
+        self.broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(broken);
+    }
+
+    /// Ends the partitions' tasks: what is under way has `patience` to settle, the rest is dropped.
+    pub(super) fn give_away(&self, partitions: &[i32], patience: Duration) {
+        let lanes: Vec<Lane> = {
+            let mut intakes = self.lock();
+            partitions
+                .iter()
+                .filter_map(|p| intakes.remove(p))
+                .filter_map(|mut intake| intake.stop())
+                .collect()
+        };
+        if patience.is_zero() {
+            // Withdrawn first, so that nothing of theirs is committed from here on.
+            self.ownership.withdraw(partitions.iter().copied());
+        }
+        self.runtime
+            .block_on(join_all(lanes.into_iter().map(|lane| lane.end(patience))));
+        self.ownership.withdraw(partitions.iter().copied());
+        for &partition in partitions {
+            self.worker.health.partition_gone(partition);
+            telemetry::consumer_lag(partition).set(0.0);
+        }
+    }
+
+    fn revoked(&self, consumer: &BaseConsumer<Self>, tpl: &TopicPartitionList, partitions: &[i32]) {
+        let lost = consumer.assignment_lost();
+        let rebalance = if lost { Rebalance::Lost } else { Rebalance::Revoked };
+        metrics()
+            .rebalances
+            .of(rebalance)
+            .increment(partitions.len() as u64);
+        tracing::info!(?partitions, lost, "partitions are given away");
+        self.give_away(partitions, if lost { Duration::ZERO } else { SETTLE_ON_REVOKE });
+        if let Err(error) = consumer.incremental_unassign(tpl) {
+            self.fail(format!("partitions could not be unassigned: {error}"));
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        if let Some(topic) = statistics.topics.get(&self.worker.config.kafka.topic) {
+            for (&partition, stats) in topic.partitions.iter().filter(|(p, s)| **p >= 0 && s.desired) {
+                // Committed by this consumer, or, before its first commit, where it reads.
+                let settled = if stats.committed_offset >= 0 {
+                    stats.committed_offset
+                } else {
+                    stats.app_offset
+                };
+                if stats.hi_offset >= 0 && settled >= 0 {
+                    telemetry::consumer_lag(partition).set((stats.hi_offset - settled).max(0) as f64);
+                }
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Reaching the end of a partition is heard of by polling.
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(error = %error, reason, "the Kafka client reports");
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, tpl: &mut TopicPartitionList) {
+        let partitions: Vec<i32> = tpl
+            .elements()
+            .iter()
+            .map(TopicPartitionListElem::partition)
+            .collect();
+        match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assigned(consumer, &partitions),
+            _ => self.revoked(consumer, tpl, &partitions),
+        }
+    }
+}
+
+/// Asks up to [`ASK_KAFKA_TRIES`] times.
+fn again<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let mut outcome = ask();
+    for _ in 1..ASK_KAFKA_TRIES {
+        if outcome.is_ok() {
+            break;
+        }
+        outcome = ask();
+    }
+    outcome
+}

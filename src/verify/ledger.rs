@@ -1,0 +1,193 @@
+//! The ledger and the rule by which a record is judged: a pure function of what the destinations have of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::ser::{Serialize, Serializer};
+
+use super::states::State;
+
+/// Offenders that are named; more are only counted.
+const NAMED: usize = 1_000;
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Position {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+}
+
+/// Records that do not add up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offenders {
+    /// How many there are.
+    pub count: u64,
+    /// The first thousand, by partition and offset.
+    pub first: BTreeSet<Position>,
+}
+
+/// What became of the records. Every record is in exactly one of the first five counts: `records` is their sum.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Ledger {
+    /// Records of the topic, from its first to the group's committed offsets.
+    pub records: u64,
+    /// Those with a row.
+    pub written: u64,
+    /// Those whose id has a row, an overflow copy or a dead letter of another record.
+    pub duplicates: u64,
+    /// Those with a copy in the overflow topic.
+    pub limited: u64,
+    /// Those with a dead letter.
+    pub dead_letters: u64,
+    /// Those with nothing at all.
+    pub missing: Offenders,
+    /// Those with more than one row (counted as written).
+    pub twice: Offenders,
+    /// Those in more than one destination (counted in one).
+    pub both: Offenders,
+    /// How many are missing, also beyond those that are named.
+    pub missing_count: u64,
+    /// How many are there twice.
+    pub twice_count: u64,
+    /// How many are in more than one destination.
+    pub both_count: u64,
+    /// Dead letters by reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// Offsets that the group has not come to: no part of the ledger.
+    pub behind: u64,
+    /// What the reader of the ledger should know.
+    pub notes: Vec<String>,
+}
+
+impl Ledger {
+    /// Whether nothing is missing and nothing is there twice.
+    pub fn adds_up(&self) -> bool {
+        self.missing.count == 0 && self.twice.count == 0
+    }
+
+    /// Counts a record. False if no destination has it: then its id decides.
+    pub(super) fn judge(&mut self, at: Position, state: State) -> bool {
+        self.records += 1;
+        let State { rows, overflow, dead } = state;
+        if rows > 1 {
+            self.twice.add(at);
+            self.twice_count += 1;
+        }
+        if u8::from(rows > 0) + u8::from(overflow) + u8::from(dead) > 1 {
+            self.both.add(at);
+            self.both_count += 1;
+        }
+        let outcome = match (rows, overflow, dead) {
+            (1.., _, _) => &mut self.written,
+            (0, _, true) => &mut self.dead_letters,
+            (0, true, false) => &mut self.limited,
+            (0, false, false) => return false,
+        };
+        *outcome += 1;
+        true
+    }
+
+    /// A record of no destination turned out to be a duplicate.
+    pub(super) fn duplicate(&mut self) {
+        self.duplicates += 1;
+    }
+
+    /// A record of no destination is no duplicate either.
+    pub(super) fn missing(&mut self, at: Position) {
+        self.missing.add(at);
+        self.missing_count += 1;
+    }
+}
+
+impl Offenders {
+    fn add(&mut self, at: Position) {
+        self.count += 1;
+        self.first.insert(at);
+        if self.first.len() > NAMED {
+            self.first.pop_last();
+        }
+    }
+}
+
+impl Serialize for Offenders {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.first.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(offset: i64) -> Position {
+        Position { partition: 3, offset }
+    }
+
+    #[test]
+    fn a_record_is_judged_by_what_the_destinations_have() {
+        // rows, overflow, dead -> written, limited, dead letters, twice, both
+        let cases = [
+            ((1, false, false), (1, 0, 0, 0, 0)),
+            ((2, false, false), (1, 0, 0, 1, 0)),
+            ((0, true, false), (0, 1, 0, 0, 0)),
+            ((0, false, true), (0, 0, 1, 0, 0)),
+            ((1, true, false), (1, 0, 0, 0, 1)),
+            ((1, false, true), (1, 0, 0, 0, 1)),
+            ((2, true, true), (1, 0, 0, 1, 1)),
+            ((0, true, true), (0, 0, 1, 0, 1)),
+        ];
+        for ((rows, overflow, dead), expected) in cases {
+            let mut ledger = Ledger::default();
+            assert!(ledger.judge(at(7), State { rows, overflow, dead }));
+            let Ledger {
+                written,
+                limited,
+                dead_letters,
+                twice,
+                both,
+                ..
+            } = &ledger;
+            assert_eq!(
+                (*written, *limited, *dead_letters, twice.count, both.count),
+                expected,
+                "{rows} {overflow} {dead}"
+            );
+            assert_eq!(ledger.records, 1);
+            assert_eq!(
+                ledger.adds_up(),
+                rows < 2,
+                "in two destinations is no offence of its own"
+            );
+            for (offenders, count) in [(twice, expected.3), (both, expected.4)] {
+                assert_eq!(
+                    offenders.first.iter().copied().collect::<Vec<_>>(),
+                    vec![at(7); count as usize]
+                );
+            }
+        }
+        let mut ledger = Ledger::default();
+        assert!(!ledger.judge(at(7), State::default()), "its id decides");
+        ledger.missing(at(7));
+        assert!(!ledger.adds_up());
+        assert!(ledger.missing.first.contains(&at(7)));
+    }
+
+    #[test]
+    fn the_first_thousand_offenders_are_named_and_all_are_counted() {
+        let mut ledger = Ledger::default();
+        for offset in (0..1_500).rev() {
+            ledger.missing(at(offset));
+        }
+        let json = serde_json::to_value(&ledger).unwrap();
+        let missing = json["missing"].as_array().unwrap();
+        assert_eq!(missing.len(), NAMED);
+        assert_eq!(missing[0], serde_json::json!({"partition": 3, "offset": 0}));
+        assert_eq!(missing[999], serde_json::json!({"partition": 3, "offset": 999}));
+        assert_eq!(json["missing_count"], 1_500);
+        for count in ["records", "written", "duplicates", "limited", "dead_letters"] {
+            assert!(json[count].is_u64(), "{count}");
+        }
+        assert!(json["twice"].as_array().unwrap().is_empty() && json["both"].as_array().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! What the destinations have at each offset of a partition, in four bits an offset.
+
+/// Offsets of one page: 32 KiB. Pages without anything take no memory, so gaps cost little.
+const PAGE: usize = 1 << 16;
+
+const ROWS: u8 = 0b0011;
+const OVERFLOW: u8 = 0b0100;
+const DEAD: u8 = 0b1000;
+
+/// What the destinations have of one record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    /// Rows in the table; 2 stands for more, too.
+    pub(super) rows: u8,
+    /// A copy in the overflow topic.
+    pub(super) overflow: bool,
+    /// A dead letter.
+    pub(super) dead: bool,
+}
+
+/// The offsets of one partition. What is outside of its range is ignored.
+#[derive(Debug)]
+pub(super) struct States {
+    start: i64,
+    end: i64,
+    pages: Vec<Option<Box<[u8]>>>,
+}
+
+impl States {
+    pub(super) fn new(start: i64, end: i64) -> Self {
+        let pages = usize::try_from(end - start).unwrap_or(0).div_ceil(PAGE);
+        Self {
+            start,
+            end,
+            pages: vec![None; pages],
+        }
+    }
+
+    pub(super) fn add_row(&mut self, offset: i64) {
+        self.update(offset, |bits| {
+            let rows = (bits & ROWS) + 1;
+            bits & !ROWS | rows.min(2)
+        });
+    }
+
+    pub(super) fn mark_overflow(&mut self, offset: i64) {
+        self.update(offset, |bits| bits | OVERFLOW);
+    }
+
+    /// Answers whether it is the first one in range.
+    pub(super) fn mark_dead(&mut self, offset: i64) -> bool {
+        self.update(offset, |bits| bits | DEAD)
+            .is_some_and(|before| before & DEAD == 0)
+    }
+
+    pub(super) fn get(&self, offset: i64) -> State {
+        let bits = self
+            .place(offset)
+            .and_then(|(page, at)| Some(self.pages[page].as_ref()?[at / 2] >> (at % 2 * 4)))
+            .unwrap_or(0);
+        State {
+            rows: bits & ROWS,
+            overflow: bits & OVERFLOW != 0,
+            dead: bits & DEAD != 0,
+        }
+    }
+
+    fn place(&self, offset: i64) -> Option<(usize, usize)> {
+        let index = usize::try_from(offset - self.start).ok()?;
+        (offset < self.end).then_some((index / PAGE, index % PAGE))
+    }
+
+    /// The bits before.
+    fn update(&mut self, offset: i64, change: impl FnOnce(u8) -> u8) -> Option<u8> {
+        let (page, at) = self.place(offset)?;
+        let page = self.pages[page].get_or_insert_with(|| vec![0; PAGE / 2].into_boxed_slice());
+        let (byte, shift) = (&mut page[at / 2], at % 2 * 4);
+        let before = *byte >> shift & 0xf;
+        *byte = *byte & !(0xf << shift) | change(before) << shift;
+        Some(before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_offset_has_a_state_of_its_own() {
+        let (start, end) = (1_000, 1_000 + 3 * PAGE as i64);
+        let mut states = States::new(start, end);
+        let last = end - 1;
+        states.add_row(start);
+        states.mark_overflow(start + 1);
+        assert!(states.mark_dead(last));
+        assert!(!states.mark_dead(last), "the same dead letter again");
+        states.add_row(last);
+        for _ in 0..9 {
+            states.add_row(last - 1);
+        }
+        let state = |rows, overflow, dead| State { rows, overflow, dead };
+        assert_eq!(states.get(start), state(1, false, false));
+        assert_eq!(states.get(start + 1), state(0, true, false));
+        assert_eq!(states.get(start + 2), State::default());
+        assert_eq!(states.get(last - 1), state(2, false, false));
+        assert_eq!(states.get(last), state(1, false, true));
+        assert!(states.pages[1].is_none(), "an untouched page takes no memory");
+    }
+
+    #[test]
+    fn offsets_outside_of_the_range_are_ignored() {
+        let mut states = States::new(10, 20);
+        for offset in [-1, 0, 9, 20, i64::MAX] {
+            states.add_row(offset);
+            assert!(!states.mark_dead(offset));
+            assert_eq!(states.get(offset), State::default(), "{offset}");
+        }
+        assert_eq!(States::new(5, 5).get(5), State::default());
+    }
+}
