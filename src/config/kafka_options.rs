@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 use toml::Value;
 
 use super::is_secret_option;
@@ -122,7 +123,8 @@ pub(super) fn read(layers: &mut Layers) -> BTreeMap<String, String> {
 }
 
 fn refuse(layers: &mut Layers, name: &str, value: &Value, source: &Source, problem: &str) {
-    let shown = if is_secret_option(name) || value.is_table() {
+    // A name that is misspelt may be that of a secret.
+    let shown = if is_secret_option(name) || value.is_table() || is_unknown(name) {
         HIDDEN.to_owned()
     } else {
         show(value)
@@ -163,6 +165,16 @@ fn known_to_librdkafka(name: &str, text: &str) -> Result<(), String> {
         Err(KafkaError::ClientConfig(_, reason, _, _)) if !is_secret_option(name) => Err(reason),
         Err(_) => Err("librdkafka does not take this setting".to_owned()),
     }
+}
+
+fn is_unknown(name: &str) -> bool {
+    matches!(
+        ClientConfig::new().set(name, "").create_native_config(),
+        Err(KafkaError::ClientConfig(
+            RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN,
+            ..
+        ))
+    )
 }
 
 #[cfg(test)]
@@ -225,6 +237,11 @@ mod tests {
         let message = load_option("sesion.timeout.ms", "6000").unwrap_err();
         assert!(
             message.contains("sesion.timeout.ms") && message.contains("No such"),
+            "{message}"
+        );
+        let message = load_option("sasl.pasword", "hunter2").unwrap_err();
+        assert!(
+            message.contains("sasl.pasword") && !message.contains("hunter2"),
             "{message}"
         );
         let message = load_option("session.timeout.ms", "soon").unwrap_err();

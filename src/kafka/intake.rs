@@ -103,7 +103,9 @@ impl Intake {
     /// Closes the open block where it is due. Answers whether the partition must be paused: its block is full
     /// and cannot be handed on.
     pub fn close_due(&mut self, bounds: Bounds, age: Duration) -> bool {
-        let Some(lane) = &self.lane else { return true };
+        let Some(lane) = self.lane.as_ref().filter(|lane| !lane.is_stopped()) else {
+            return true;
+        };
         if self.announced.is_some() || self.open.is_empty() {
             return false;
         }
@@ -152,7 +154,7 @@ impl Intake {
 
     /// Whether its tasks have ended by themselves: the partition was dropped.
     pub fn is_dropped(&self) -> bool {
-        self.lane.as_ref().is_some_and(Lane::is_finished)
+        self.lane.as_ref().is_some_and(Lane::is_dropped)
     }
 
     /// Takes nothing more; what was read and not handed on is forgotten. The caller ends the lane.

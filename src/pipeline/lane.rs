@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::block::Block;
-use super::{Partition, Prepared, Worker, recovery, timed};
+use super::{Dropped, Partition, Prepared, Worker, recovery, timed};
 use crate::kafka::committer::Committer;
 use crate::telemetry::Stage;
 
@@ -66,6 +66,7 @@ pub struct Lane {
     blocks: UnboundedSender<Block>,
     outstanding: Arc<AtomicUsize>,
     stop: CancellationToken,
+    stopped: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -77,11 +78,19 @@ impl Lane {
         let stop = CancellationToken::new();
         let highest = assigned.highest.clone();
         let partition = Partition::new(Arc::clone(worker), committer, assigned);
-        let task = runtime.spawn(run(partition, highest, incoming, stop.clone()));
+        let stopped = Arc::<AtomicBool>::default();
+        let task = runtime.spawn(run(
+            partition,
+            highest,
+            incoming,
+            stop.clone(),
+            Arc::clone(&stopped),
+        ));
         Self {
             blocks,
             outstanding: Arc::default(),
             stop,
+            stopped,
             task,
         }
     }
@@ -102,9 +111,14 @@ impl Lane {
         &self.outstanding
     }
 
-    /// Whether the tasks have ended by themselves.
-    pub fn is_finished(&self) -> bool {
-        self.task.is_finished()
+    /// Whether the tasks have ended by themselves, so that somebody must begin anew.
+    pub fn is_dropped(&self) -> bool {
+        self.task.is_finished() && !self.is_stopped()
+    }
+
+    /// Whether the partition waits for an operator: beginning anew would end as this did.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     /// Ends the tasks. The block under way has `patience` to settle; everything else is dropped, to be read again.
@@ -123,6 +137,7 @@ async fn run(
     highest: Highest,
     mut incoming: UnboundedReceiver<Block>,
     stop: CancellationToken,
+    stopped: Arc<AtomicBool>,
 ) {
     let (prepared, mut ready) = channel::<Prepared>(1);
     let number = partition.number;
@@ -163,7 +178,15 @@ async fn run(
         // Ends first only where the partition is dropped.
         Err(dropped) = prepare => Err(dropped),
     };
-    if let Err(dropped) = outcome {
+    let Err(dropped) = outcome else { return };
+    if matches!(dropped, Dropped::OtherRecords { .. }) {
+        stopped.store(true, Ordering::Release);
+        partition
+            .worker
+            .health
+            .partition_stopped(number, dropped.to_string());
+        tracing::error!(partition = number, reason = %dropped, "the partition is stopped");
+    } else {
         tracing::warn!(partition = number, reason = %dropped, "the partition is dropped");
     }
 }

@@ -49,6 +49,19 @@ pub enum Dropped {
     /// A position that does not fit the packed coordinate.
     #[error("offset {0} does not fit the packed coordinate")]
     Coordinate(i64),
+    /// The table has rows for these offsets, and of other records. Not for anybody to try again: it must stop.
+    #[error(
+        "the table's rows for offsets {start} to {end} are of other records: was the topic made anew? If so, raise \
+         kafka.incarnation (now {incarnation})"
+    )]
+    OtherRecords {
+        /// The block's first offset.
+        start: i64,
+        /// The offset after its last.
+        end: i64,
+        /// `kafka.incarnation`.
+        incarnation: u32,
+    },
 }
 
 /// What becomes of an event.
@@ -116,6 +129,10 @@ impl Partition {
             Cut::Free => Kind::Fresh,
         };
         let (block, decoding) = timed(Stage::Decode, self.decode(block)).await;
+        if kind == Kind::Recovery {
+            // Before anything is claimed: a claim made by mistake would stand.
+            self.compare_with_rows(&block, &decoding).await?;
+        }
         let mut outcomes = timed(Stage::Claim, self.claim(&block, &decoding.events)).await?;
         let unlimited = self.passes_unasked(&block, kind);
         if !unlimited {

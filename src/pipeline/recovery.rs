@@ -8,12 +8,15 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ::clickhouse::error::Result;
+use uuid::Uuid;
 
-use super::block::Cut;
+use super::block::{Block, Cut};
+use super::decode::Decoding;
 use super::retry::until_done;
 use super::worker::now_ms;
 use super::{Dropped, Outcome, Partition, Prepared, Worker, timed};
 use crate::clickhouse::{identifier, literal};
+use crate::event::Event;
 use crate::telemetry::{Service, Stage, metrics};
 
 /// Beyond the deadline, until nothing of an announcement whose payloads are gone can be accepted any more: clocks may
@@ -104,19 +107,54 @@ impl Partition {
         tokio::time::sleep(wait).await;
     }
 
+    /// Whether the rows that the table has for these offsets are of these records. Kafka forgets the offsets of a topic
+    /// that was deleted, so a topic made anew looks like one whose offsets have expired, and its records would be taken
+    /// for written. One row that agrees is enough: a later version may judge some records otherwise.
+    pub(super) async fn compare_with_rows(&self, block: &Block, decoding: &Decoding) -> Result<(), Dropped> {
+        let sql = self.rows_of(
+            block,
+            "kafka_offset, toString(uuid), toUnixTimestamp64Milli(timestamp)",
+        );
+        let ask = async || -> Result<Vec<(u64, String, i64)>> {
+            self.worker.reads().query_raw(&sql).fetch_all().await
+        };
+        let rows = until_done(Service::ClickHouse, "compare a block with its rows", ask).await;
+        let rows: HashMap<i64, (String, i64)> = rows
+            .into_iter()
+            .map(|(offset, uuid, timestamp)| (offset as i64, (uuid, timestamp)))
+            .collect();
+        let agrees = |event: &Event| {
+            rows.get(&event.offset).is_some_and(|(uuid, timestamp)| {
+                *timestamp == event.timestamp && *uuid == Uuid::from_u128(event.uuid).to_string()
+            })
+        };
+        if rows.is_empty() || decoding.events.events.iter().any(agrees) {
+            return Ok(());
+        }
+        Err(Dropped::OtherRecords {
+            start: block.start,
+            end: block.end,
+            incarnation: self.worker.config.kafka.incarnation,
+        })
+    }
+
+    fn rows_of(&self, block: &Block, columns: &str) -> String {
+        format!(
+            "SELECT {columns} FROM {db}.events WHERE kafka_topic = {topic} AND kafka_incarnation = {incarnation} \
+             AND kafka_partition = {partition} AND kafka_offset >= {start} AND kafka_offset < {end}",
+            db = identifier(&self.worker.config.clickhouse.database),
+            topic = literal(&self.worker.config.kafka.topic),
+            incarnation = self.worker.config.kafka.incarnation,
+            partition = self.number,
+            start = block.start,
+            end = block.end,
+        )
+    }
+
     /// The offsets of the block that have rows.
     async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
         let worker = &self.worker;
-        let sql = format!(
-            "SELECT kafka_offset FROM {db}.events WHERE kafka_topic = {topic} AND kafka_incarnation = {incarnation} \
-             AND kafka_partition = {partition} AND kafka_offset >= {start} AND kafka_offset < {end}",
-            db = identifier(&worker.config.clickhouse.database),
-            topic = literal(&worker.config.kafka.topic),
-            incarnation = worker.config.kafka.incarnation,
-            partition = self.number,
-            start = prepared.block.start,
-            end = prepared.block.end,
-        );
+        let sql = self.rows_of(&prepared.block, "kafka_offset");
         let ask = async || -> Result<Vec<u64>> { worker.reads().query_raw(&sql).fetch_all().await };
         let offsets = until_done(Service::ClickHouse, "ask which offsets have rows", ask).await;
         offsets.into_iter().map(|offset| offset as i64).collect()

@@ -14,7 +14,7 @@ use crate::harness::worker::Worker;
 const PARTITIONS: i32 = 6;
 /// A dead member is missed after this; the broker of the local stack allows it.
 const SESSION_MS: u64 = 2_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const CLASSIC: &str = r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"400"}"#;
 const CONSUMER: &str = r#"{"group.protocol":"consumer"}"#;
@@ -79,7 +79,7 @@ fn kills_leave_the_table_of_an_undisturbed_run_under_the_new_group_protocol_too(
 fn ten_sigterms_under_load_end_with_0_and_leave_the_table_of_an_undisturbed_run() {
     let scene = scene("term", CLASSIC);
     one_goes_after_the_other(&scene, 10, |worker| {
-        assert_eq!(worker.terminate().code(), Some(0))
+        assert_eq!(worker.terminate().code(), Some(0));
     });
 }
 
@@ -101,18 +101,27 @@ fn frozen_workers_change_nothing_under_the_new_group_protocol_either() {
     frozen_and_woken(&scene);
 }
 
+fn signal(workers: &[Worker], signal: Signal) {
+    for worker in workers {
+        worker.signal(signal);
+    }
+}
+
 fn frozen_and_woken(scene: &Scene) {
     let frozen = [scene.start().ready(), scene.start().ready()];
     let sent = under_load(scene, || {
         // First with nobody to take over, then with one who does.
         for takes_over in [false, true] {
             progress(scene);
-            frozen.iter().for_each(|worker| worker.signal(Signal::SIGSTOP));
+            signal(&frozen, Signal::SIGSTOP);
             let third = takes_over.then(|| scene.start().ready());
             match &third {
                 Some(third) => eventually("another worker has all partitions", PATIENCE, || {
-                    let assigned = third.metric("sluice_assigned_partitions").unwrap_or(0.0);
-                    seen(assigned == f64::from(PARTITIONS), assigned)
+                    let assigned = third.metric("sluice_assigned_partitions");
+                    seen(
+                        assigned == Some(f64::from(PARTITIONS)),
+                        format_args!("{assigned:?}"),
+                    )
                 }),
                 // The new protocol's members are told by nothing but their commits: a fixed time it is.
                 None => std::thread::sleep(Duration::from_millis(SESSION_MS * 4)),
@@ -120,7 +129,7 @@ fn frozen_and_woken(scene: &Scene) {
             if third.is_some() {
                 progress(scene);
             }
-            frozen.iter().for_each(|worker| worker.signal(Signal::SIGCONT));
+            signal(&frozen, Signal::SIGCONT);
             progress(scene);
             if let Some(third) = third {
                 assert_eq!(third.terminate().code(), Some(0));

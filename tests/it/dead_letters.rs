@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sluice::event::{MAX_DEPTH, MAX_PAYLOAD, Reason};
 
 use crate::harness::Scene;
+use crate::harness::clickhouse::Row;
 use crate::harness::events::origin;
 use crate::harness::kafka::{NamedValue, Record};
 
@@ -149,7 +150,7 @@ fn every_reason_is_read_back_from_the_dead_letters_byte_for_byte() {
         let counted = worker.metric(&format!("sluice_dead_letters_total{{reason=\"{reason}\"}}"));
         assert!(counted >= Some(1.0), "{reason} is counted: {counted:?}");
     }
-    let rows: Vec<(i32, i64)> = scene.rows().iter().map(|row| row.place()).collect();
+    let rows: Vec<(i32, i64)> = scene.rows().iter().map(Row::place).collect();
     assert_eq!(
         rows,
         [sent[0].place(), sent[sent.len() - 1].place()],

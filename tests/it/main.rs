@@ -14,6 +14,8 @@ mod api;
 mod api_query;
 mod api_server;
 mod api_users;
+mod check;
+mod columns;
 mod crashes;
 mod dead_letters;
 mod harness;

@@ -10,7 +10,7 @@ use crate::harness::wait::{eventually, seen};
 
 /// The contract's times.
 const UNREADY_WITHIN: Duration = Duration::from_secs(10);
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// How long a service stays away once its absence is known; together with that more than 12 s.
 const GONE_FOR: Duration = Duration::from_secs(8);
 const PARTITIONS: i32 = 4;

@@ -321,10 +321,9 @@ pub(crate) fn check_remembered(scene: &Scene, rows: &[Row]) {
         ask.zrange_withscores(scene.key(&format!("timeline:user:{{{token}:{user}}}")), 0, -1);
         ask.hgetall(scene.key(&format!("user:{{{token}:{user}}}")));
     }
-    type Answer = (Vec<(String, f64)>, HashMap<String, String>);
     let answers: Vec<redis::Value> = ask.query(&mut redis).unwrap();
     for ((user, mut rows), answer) in by_user.into_iter().zip(answers.chunks(2)) {
-        let (timeline, person): Answer = (
+        let (timeline, person): (Vec<(String, f64)>, HashMap<String, String>) = (
             redis::from_redis_value(answer[0].clone()).unwrap(),
             redis::from_redis_value(answer[1].clone()).unwrap(),
         );

@@ -148,7 +148,7 @@ impl Kafka {
 
     /// Removes everything that a group without members has committed.
     pub(crate) fn delete_group(&self, group: &str) {
-        eventually("the group has no members", Duration::from_secs(60), || {
+        eventually("the group has no members", Duration::from_mins(1), || {
             let results = block_on(self.admin.delete_groups(&[group], &AdminOptions::new()));
             match results.map_err(|error| error.to_string())?.remove(0) {
                 Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => Ok(()),
@@ -202,7 +202,7 @@ impl Kafka {
         let mut open = wanted.iter().filter(|high| **high > 0).count();
         consumer.assign(&assignment).unwrap();
         let mut records = Vec::new();
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let deadline = std::time::Instant::now() + Duration::from_mins(1);
         while open > 0 {
             assert!(
                 std::time::Instant::now() < deadline,
@@ -302,7 +302,7 @@ impl Kafka {
         }
         eventually(
             "offsets are committed from outside",
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             || {
                 consumer
                     .commit(&list, CommitMode::Sync)

@@ -14,7 +14,7 @@ use super::wait::{eventually, seen};
 /// How long a worker may take to end after SIGTERM.
 pub(crate) const TERM_WITHIN: Duration = Duration::from_secs(30);
 /// How long a worker may take to be ready, on a machine that is compiling beside it.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 
 /// A running `sluice run`. Dropped, it is killed.
 #[derive(Debug)]

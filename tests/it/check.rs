@@ -1,0 +1,162 @@
+//! `sluice check` and refusals to start: what is named, how it ends, and that no secret is told.
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Scene, bare_command, free_port};
+
+const SECRETS: [&str; 4] = ["redis-s3cret", "clickhouse-s3cret", "sasl-s3cret", "cache-s3cret"];
+
+/// What a command printed, after a look for secrets.
+fn told(output: &Output) -> String {
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for secret in SECRETS {
+        assert!(!text.contains(secret), "{secret} is told:\n{text}");
+    }
+    text
+}
+
+#[test]
+fn every_command_refuses_a_misspelt_key_and_a_value_out_of_range_and_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |toml: &str, names: &[&str]| {
+        let file = folder.path().join("sluice.toml");
+        std::fs::write(&file, toml).unwrap();
+        for command in ["check", "migrate", "run", "generate"] {
+            let output = bare_command()
+                .args(["--config", file.to_str().unwrap(), command])
+                .output()
+                .unwrap();
+            let text = told(&output);
+            assert_eq!(output.status.code(), Some(2), "{command} with {toml:?}: {text}");
+            for name in names {
+                assert!(text.contains(name), "{command} names {name}: {text}");
+            }
+        }
+    };
+    refused(
+        "[rate_limit]\nlimt = 77",
+        &["rate_limit.limt", "77", "rate_limit.limit"],
+    );
+    refused("[rate_limit]\nlimit = 0", &["rate_limit.limit", "0"]);
+    refused("[rate_limt]\nlimit = 5", &["rate_limt"]);
+    refused(
+        "[redis]\nurl = \"redis://:redis-s3cret@127.0.0.1:1\"\nmax_connections = 101",
+        &["redis.max_connections", "101"],
+    );
+    refused("[redis]\npasword = \"redis-s3cret\"", &["redis.pasword"]);
+    refused("[batch]\nmax_rows = \"many\"", &["batch.max_rows", "many"]);
+    refused(
+        "[kafka.options]\n\"sasl.pasword\" = \"sasl-s3cret\"",
+        &["sasl.pasword"],
+    );
+}
+
+#[test]
+fn what_the_environment_or_a_missing_file_gives_is_named_too() {
+    let by_variable = |name: &str, value: &str| {
+        let output = bare_command().arg("check").env(name, value).output().unwrap();
+        (output.status.code(), told(&output))
+    };
+    let (code, text) = by_variable("SLUICE_RATE_LIMIT__LIMT", "77");
+    assert!(
+        code == Some(2) && text.contains("SLUICE_RATE_LIMIT__LIMT"),
+        "{code:?} {text}"
+    );
+    let (code, text) = by_variable("SLUICE_RATE_LIMIT__LIMIT", "0");
+    assert!(
+        code == Some(2) && text.contains("SLUICE_RATE_LIMIT__LIMIT") && text.contains("\"0\""),
+        "{code:?} {text}"
+    );
+    for arguments in [
+        ["--config", "/nowhere/sluice.toml", "check"],
+        ["check", "--config", "/nowhere/sluice.toml"],
+    ] {
+        let output = bare_command().args(arguments).output().unwrap();
+        let text = told(&output);
+        assert!(
+            output.status.code() == Some(2) && text.contains("/nowhere/sluice.toml"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn check_succeeds_where_all_is_well_and_names_a_service_that_is_not_there() {
+    let scene = Scene::new("check", 1);
+    let output = scene.sluice(&["check"]);
+    let text = told(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(
+        text.contains(&scene.topic),
+        "the effective configuration is shown: {text}"
+    );
+
+    let nobody = free_port();
+    let cases = [
+        ("kafka", "SLUICE_KAFKA__BROKERS", format!("127.0.0.1:{nobody}")),
+        (
+            "redis",
+            "SLUICE_REDIS__URL",
+            format!("redis://:redis-s3cret@127.0.0.1:{nobody}"),
+        ),
+        (
+            "clickhouse",
+            "SLUICE_CLICKHOUSE__URL",
+            format!("http://127.0.0.1:{nobody}"),
+        ),
+    ];
+    for (service, variable, address) in cases {
+        let mut command = scene.command();
+        command
+            .arg("check")
+            .env("SLUICE_KAFKA__OPTIONS", r#"{"sasl.password":"sasl-s3cret"}"#)
+            .env(
+                "SLUICE_CLICKHOUSE__PASSWORD",
+                if service == "clickhouse" {
+                    "clickhouse-s3cret"
+                } else {
+                    ""
+                },
+            )
+            .env(variable, address);
+        let begin = Instant::now();
+        let output = command.output().unwrap();
+        assert!(
+            begin.elapsed() < Duration::from_mins(1),
+            "{service}: within a minute"
+        );
+        let text = told(&output);
+        assert_eq!(output.status.code(), Some(1), "{service}: {text}");
+        let named = text.lines().any(|line| line.contains(service));
+        assert!(
+            named && text.contains(&format!("127.0.0.1:{nobody}")),
+            "{service} and its address are named: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_worker_refuses_a_table_that_enforces_another_deadline_and_one_that_is_not_there() {
+    let mut scene = Scene::new("refusal", 1);
+    let run = |scene: &Scene, name: &str| {
+        let mut worker = scene.start();
+        let status = crate::harness::wait::eventually("the worker ends", Duration::from_secs(30), || {
+            worker.ended().ok_or_else(|| "it runs".to_owned())
+        });
+        assert_eq!(status.code(), Some(1));
+        let log = worker.log_tail(20);
+        assert!(log.contains(name), "{name} is named: {log}");
+    };
+    scene.set("clickhouse.insert_deadline_seconds", "61");
+    run(&scene, "clickhouse.insert_deadline_seconds");
+    scene.set("clickhouse.insert_deadline_seconds", "60");
+    scene
+        .clickhouse
+        .run(&format!("DROP TABLE {}.events SYNC", scene.database));
+    run(&scene, "sluice migrate");
+}
