@@ -19,6 +19,7 @@ mod columns;
 mod crashes;
 mod dead_letters;
 mod harness;
+mod late_inserts;
 mod limits;
 mod main_path;
 mod offsets;

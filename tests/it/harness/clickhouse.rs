@@ -48,6 +48,11 @@ impl ClickHouse {
         }
     }
 
+    /// Where it is.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Runs a statement and returns its answer, or the server's error.
     pub(crate) fn try_run(&self, sql: &str) -> Result<String, String> {
         let mut response = self
