@@ -25,12 +25,17 @@ fn scene(name: &str, options: &str) -> Scene {
     scene
 }
 
-/// Waits until the table has grown by some blocks.
+/// Waits until some blocks were written, or settled without a row.
 fn progress(scene: &Scene) {
-    let before = scene.clickhouse.count(&scene.database);
-    eventually("the table grows", PATIENCE, || {
-        let now = scene.clickhouse.count(&scene.database);
-        seen(now >= before + 200, format_args!("{before} rows, then {now}"))
+    let so_far = || -> Result<usize, String> {
+        let committed = scene.kafka.committed(&scene.group, &scene.topic, PARTITIONS)?;
+        let settled: i64 = committed.iter().flatten().map(|(offset, _)| offset).sum();
+        Ok(scene.clickhouse.count(&scene.database) + settled as usize)
+    };
+    let before = eventually("the group's offsets can be read", PATIENCE, so_far);
+    eventually("blocks are written and settled", PATIENCE, || {
+        let now = so_far()?;
+        seen(now >= before + 400, format_args!("{before}, then {now}"))
     });
 }
 
@@ -73,6 +78,20 @@ fn kills_leave_the_table_of_an_undisturbed_run_under_the_new_group_protocol_too(
     let scene = scene("kill848", CONSUMER);
     one_goes_after_the_other(&scene, 4, Worker::kill);
     assert!(recoveries(&scene) > 0);
+}
+
+#[test]
+fn kills_charge_nobody_twice_and_each_event_is_either_written_or_in_overflow() {
+    let mut scene = scene("killlimit", CLASSIC);
+    // Each token runs into it on the way.
+    scene.set("rate_limit.limit", "700");
+    let ledger = one_goes_after_the_other(&scene, 5, Worker::kill);
+    assert!(ledger.limited > 0, "{ledger:?}");
+    assert_eq!(
+        ledger.written,
+        3 * 700,
+        "{ledger:?}: every token has used up its limit"
+    );
 }
 
 #[test]

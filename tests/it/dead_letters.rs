@@ -8,6 +8,7 @@ use crate::harness::Scene;
 use crate::harness::clickhouse::Row;
 use crate::harness::events::origin;
 use crate::harness::kafka::{NamedValue, Record};
+use crate::harness::raw_kafka::produce_with_headers;
 
 /// A payload that earns the reason; `None` is a tombstone.
 fn payload(reason: Reason) -> Option<Vec<u8>> {
@@ -191,5 +192,37 @@ fn a_row_that_the_table_refuses_costs_only_itself() {
         .collect();
     assert_eq!(refused, [0, 77, 78, 499]);
     assert_eq!(scene.clickhouse.count(&scene.database), 496);
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_header_whose_name_is_not_utf8_harms_nobody() {
+    let scene = Scene::new("hostile", 1);
+    let headers: [(&[u8], &[u8]); 3] = [(b"token", b"t"), (b"\xff\xfe\0", b"x"), (b"trace", b"1")];
+    let payloads = [r#"{"event":"good","distinct_id":"d"}"#, "bad"];
+    for payload in payloads {
+        produce_with_headers(
+            scene.kafka.brokers(),
+            &scene.topic,
+            0,
+            payload.as_bytes(),
+            &headers,
+        );
+    }
+    let worker = scene.start().ready();
+    scene.settled();
+    let rows = scene.rows();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(
+        (rows[0].event.as_str(), rows[0].token.as_str()),
+        ("good", "t"),
+        "the headers beside it count"
+    );
+    let letters = scene.rejects(&scene.dead_letters);
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        (letters[0].payload.as_deref(), letters[0].header_text("trace")),
+        (Some(&b"bad"[..]), Some("1"))
+    );
     assert_eq!(worker.terminate().code(), Some(0));
 }

@@ -99,6 +99,9 @@ fn an_announced_block_is_recovered_with_the_very_same_cut() {
     for frozen in [false, true] {
         let stack = scene.stack.as_ref().unwrap();
         let worker = scene.start().ready();
+        // It has asked ClickHouse what it must know before it can begin.
+        sent.extend(scene.produce(load.take(20)));
+        scene.settled();
         if frozen {
             stack.pause(Service::ClickHouse);
         } else {
@@ -205,7 +208,7 @@ fn a_topic_made_anew_is_noticed_though_kafka_has_forgotten_its_offsets() {
     let mut scene = Scene::new("anewbare", 1);
     // Some without an id, which is made from the coordinate; some with one, which must not be claimed by mistake.
     let event = |n: u32| {
-        let id = if n % 2 == 0 {
+        let id = if n.is_multiple_of(2) {
             String::new()
         } else {
             format!(r#""uuid":"id {n}","#)

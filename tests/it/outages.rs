@@ -15,13 +15,25 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 const GONE_FOR: Duration = Duration::from_secs(8);
 const PARTITIONS: i32 = 4;
 
-fn outage(name: &str, service: Service) {
+/// How a service goes and comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Stopped: connections are refused.
+    Stopped,
+    /// Frozen: connections stay open, and nothing answers.
+    Frozen,
+}
+
+fn outage(name: &str, service: Service, way: Way) {
     let scene = Scene::private(name, PARTITIONS);
     let stack = scene.stack.as_ref().unwrap();
     let mut worker = scene.start().ready();
     let sent = under_load(&scene, || {
         scene.some_rows();
-        stack.stop(service);
+        match way {
+            Way::Stopped => stack.stop(service),
+            Way::Frozen => stack.pause(service),
+        }
         eventually("/readyz names the service that is gone", UNREADY_WITHIN, || {
             let (status, body) = worker.readiness()?;
             let reasons = body["reasons"].to_string();
@@ -40,7 +52,10 @@ fn outage(name: &str, service: Service) {
         let (status, _) = worker.admin("/healthz").unwrap();
         assert_eq!(status, 200, "a worker without {} is alive", service.name());
         std::thread::sleep(GONE_FOR);
-        stack.start(service);
+        match way {
+            Way::Stopped => stack.start(service),
+            Way::Frozen => stack.resume(service),
+        }
         eventually("/readyz is 200 again", READY_WITHIN, || {
             let (status, body) = worker.readiness()?;
             seen(status == 200, format_args!("{status} {body}"))
@@ -60,15 +75,30 @@ fn outage(name: &str, service: Service) {
 
 #[test]
 fn without_kafka_for_a_while_nothing_is_lost_and_nothing_is_there_twice() {
-    outage("nokafka", Service::Kafka);
+    outage("nokafka", Service::Kafka, Way::Stopped);
 }
 
 #[test]
 fn without_redis_for_a_while_nothing_is_lost_and_nothing_is_there_twice() {
-    outage("noredis", Service::Redis);
+    outage("noredis", Service::Redis, Way::Stopped);
 }
 
 #[test]
 fn without_clickhouse_for_a_while_nothing_is_lost_and_nothing_is_there_twice() {
-    outage("noclickhouse", Service::ClickHouse);
+    outage("noclickhouse", Service::ClickHouse, Way::Stopped);
+}
+
+#[test]
+fn with_a_frozen_kafka_nothing_is_lost_and_nothing_is_there_twice() {
+    outage("coldkafka", Service::Kafka, Way::Frozen);
+}
+
+#[test]
+fn with_a_frozen_redis_nothing_is_lost_and_nothing_is_there_twice() {
+    outage("coldredis", Service::Redis, Way::Frozen);
+}
+
+#[test]
+fn with_a_frozen_clickhouse_nothing_is_lost_and_nothing_is_there_twice() {
+    outage("coldclickhouse", Service::ClickHouse, Way::Frozen);
 }

@@ -187,6 +187,11 @@ impl Kafka {
         records
     }
 
+    /// Where the cluster is.
+    pub(crate) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
     /// Everything that a topic holds now, by partition and offset.
     pub(crate) fn read(&self, topic: &str) -> Vec<Record> {
         let consumer = self.consumer("it-read");

@@ -5,6 +5,7 @@ pub(crate) mod events;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod monitor;
+pub(crate) mod raw_kafka;
 pub(crate) mod stack;
 pub(crate) mod wait;
 pub(crate) mod worker;
