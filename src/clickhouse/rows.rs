@@ -72,8 +72,9 @@ fn string(out: &mut BytesMut, value: &[u8]) {
     out.put_slice(value);
 }
 
-/// Encodes the rows that `rows` yields; it is walked once for each column that differs between rows.
-pub fn encode<'a, I>(origin: Origin<'_>, rows: &I) -> Bytes
+/// Encodes the rows that `rows` yields into `out`, whose memory is used again; `rows` is walked once for each column
+/// that differs between rows.
+pub fn encode<'a, I>(mut out: BytesMut, origin: Origin<'_>, rows: &I) -> Bytes
 where
     I: Iterator<Item = Row<'a>> + Clone,
 {
@@ -82,7 +83,8 @@ where
         count += 1;
         bytes += row.token.len() + row.event.len() + row.distinct_id.len() + row.properties.len();
     }
-    let mut out = BytesMut::with_capacity(bytes + count * (72 + origin.topic.len()) + 1024);
+    out.clear();
+    out.reserve(bytes + count * (72 + origin.topic.len()) + 1024);
     varint(&mut out, COLUMNS.len());
     varint(&mut out, count);
     for (name, kind) in COLUMNS {

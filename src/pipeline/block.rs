@@ -3,11 +3,12 @@
 //! Owns the canonical encoding of records, the digest over it, and the accounting of memory in flight.
 //! Never looks into a payload.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use super::spare::Spare;
 use crate::event::{Headers, Record};
 use crate::kafka::metadata::{Announcement, Previous};
 
@@ -16,12 +17,10 @@ use crate::kafka::metadata::{Announcement, Previous};
 #[derive(Debug, Default)]
 pub struct InFlight {
     bytes: AtomicU64,
-    spare: Mutex<Vec<Records>>,
+    spare: Spare<Records>,
 }
 
 impl InFlight {
-    /// Memory of more blocks than these is given back.
-    const SPARE: usize = 16;
     /// A block that grew larger than this keeps no memory for the next one, in bytes.
     const LARGEST_SPARE: usize = 64 << 20;
 
@@ -30,26 +29,14 @@ impl InFlight {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn spare(&self) -> MutexGuard<'_, Vec<Records>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self) -> Records {
-        self.spare().pop().unwrap_or_default()
-    }
-
     /// Counts `records` out, and keeps their memory.
     fn give(&self, mut records: Records) {
         self.bytes
             .fetch_sub(records.arena.len() as u64, Ordering::Relaxed);
         records.arena.clear();
         records.starts.clear();
-        let mut spare = self.spare();
-        if records.arena.capacity() > 0
-            && records.arena.capacity() <= Self::LARGEST_SPARE
-            && spare.len() < Self::SPARE
-        {
-            spare.push(records);
+        if (1..=Self::LARGEST_SPARE).contains(&records.arena.capacity()) {
+            self.spare.give(records);
         }
     }
 }
@@ -182,7 +169,7 @@ impl Open {
     /// Appends the next record; offsets rise, with gaps where the topic has them.
     pub fn push(&mut self, record: &Record<'_>) {
         if self.records.arena.capacity() == 0 {
-            self.records = self.in_flight.take();
+            self.records = self.in_flight.spare.take();
         }
         let before = self.records.arena.len();
         self.records.push(record);

@@ -13,7 +13,7 @@ use super::{Dropped, Outcome, Partition};
 use crate::config::DedupBy;
 use crate::event::{Decoded, Event};
 use crate::redis::keys::Keys;
-use crate::redis::{Redis, Script};
+use crate::redis::{COMMANDS_AT_ONCE, Redis, Script};
 use crate::telemetry::Service;
 
 /// One event's claim.
@@ -31,7 +31,7 @@ pub(super) struct Wanted {
 
 /// How claims are kept in Redis.
 pub(super) trait Layout {
-    /// Claims all, in order, in one round trip. Answers the coordinate that owns each claim afterwards.
+    /// Claims all, in order. Answers the coordinate that owns each claim afterwards.
     fn claim(
         &self,
         redis: &Redis,
@@ -58,9 +58,13 @@ impl KeyPerEvent {
     }
 }
 
-impl Layout for KeyPerEvent {
-    async fn claim(&self, redis: &Redis, tokens: &[String], wanted: &[Wanted]) -> RedisResult<Vec<i64>> {
-        let prefixes: Vec<String> = tokens.iter().map(|token| self.keys.claims_of(token)).collect();
+impl KeyPerEvent {
+    async fn claim_some(
+        &self,
+        redis: &Redis,
+        prefixes: &[String],
+        wanted: &[Wanted],
+    ) -> RedisResult<Vec<Value>> {
         let mut pipe = ::redis::Pipeline::with_capacity(wanted.len());
         let mut key = String::new();
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
@@ -84,15 +88,28 @@ impl Layout for KeyPerEvent {
                 }
             }
         }
-        let answers = redis.scripted(&[&self.takeover], &pipe).await?;
-        answers
-            .into_iter()
-            .zip(wanted)
-            .map(|(answer, want)| match answer {
-                Value::Nil => Ok(want.coordinate),
-                owner => Ok(i64::from_redis_value(owner)?),
-            })
-            .collect()
+        redis.scripted(&[&self.takeover], &pipe).await
+    }
+}
+
+impl Layout for KeyPerEvent {
+    async fn claim(&self, redis: &Redis, tokens: &[String], wanted: &[Wanted]) -> RedisResult<Vec<i64>> {
+        let prefixes: Vec<String> = tokens.iter().map(|token| self.keys.claims_of(token)).collect();
+        let mut owners = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(COMMANDS_AT_ONCE) {
+            for (answer, want) in self
+                .claim_some(redis, &prefixes, wanted)
+                .await?
+                .into_iter()
+                .zip(wanted)
+            {
+                owners.push(match answer {
+                    Value::Nil => want.coordinate,
+                    owner => i64::from_redis_value(owner)?,
+                });
+            }
+        }
+        Ok(owners)
     }
 }
 

@@ -22,7 +22,7 @@ impl Partition {
                 incarnation: kafka.incarnation,
                 partition,
             };
-            let mut events = worker.buffers.take();
+            let mut events: Decoded = worker.decoded.take();
             for (index, record) in block.records().enumerate() {
                 decode(&place, index as u32, &record, &mut events);
             }
@@ -36,31 +36,6 @@ impl Partition {
                 // The runtime is going down, and this task with it.
                 Err(_) => std::future::pending().await,
             },
-        }
-    }
-}
-
-/// Decoded blocks whose memory is used again: fresh pages cost more than the decoding that fills them.
-#[derive(Debug, Default)]
-pub(super) struct Buffers(std::sync::Mutex<Vec<Decoded>>);
-
-impl Buffers {
-    fn take(&self) -> Decoded {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .pop()
-            .unwrap_or_default()
-    }
-
-    /// Gives a block's memory back.
-    pub(super) fn give(&self, mut decoded: Decoded) {
-        /// More than the blocks that a worker usually has under way would only hold memory.
-        const KEPT: usize = 16;
-        decoded.clear();
-        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if kept.len() < KEPT {
-            kept.push(decoded);
         }
     }
 }

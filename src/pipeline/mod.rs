@@ -16,6 +16,7 @@ mod reject;
 mod remember;
 mod retry;
 mod source;
+mod spare;
 mod worker;
 mod write;
 
@@ -174,7 +175,9 @@ impl Partition {
         timed(Stage::Remember, self.remember(&prepared)).await;
         self.frontier.settled(&prepared.block);
         prepared.count();
-        self.worker.buffers.give(prepared.decoding.events);
+        let mut decoded = prepared.decoding.events;
+        decoded.clear();
+        self.worker.decoded.give(decoded);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::retry::until_done;
 use super::{Outcome, Partition, Prepared};
 use crate::event::{Decoded, Event};
+use crate::redis::COMMANDS_AT_ONCE;
 use crate::redis::keys::{
     COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_TTL_SECONDS,
 };
@@ -32,20 +33,31 @@ impl Partition {
         if written.is_empty() {
             return;
         }
-        let worker = &self.worker;
-        let mut pipe = Pipeline::with_capacity(written.len() * 3 + decoded.tokens.len());
+        let mut pipe = Pipeline::new();
+        let mut profiles = Pipeline::new();
         self.tokens(&mut pipe, prepared.block.start, decoded, &written);
-        let users = Users::of(decoded, &written);
-        let stale_profiles = self.users(&mut pipe, &users);
-        self.timelines(&mut pipe, &users);
-        let scripts = [&worker.scripts.remember_token, &worker.scripts.remember_user];
-        until_done(Service::Redis, "remember", async || {
-            worker.redis.scripted(&scripts, &pipe).await
-        })
-        .await;
-        if !stale_profiles.is_empty() {
-            let drop_profiles = async || worker.cache.pipeline(&stale_profiles).await;
+        for user in Users::of(decoded, &written).each() {
+            self.properties(&mut pipe, &mut profiles, &user);
+            self.timeline(&mut pipe, &user);
+            if pipe.len() >= COMMANDS_AT_ONCE {
+                self.flush(&mut pipe).await;
+            }
+        }
+        self.flush(&mut pipe).await;
+        if !profiles.is_empty() {
+            let drop_profiles = async || self.worker.cache.pipeline(&profiles).await;
             until_done(Service::Redis, "drop cached profiles", drop_profiles).await;
+        }
+    }
+
+    /// Sends what has gathered, and begins anew.
+    async fn flush(&self, pipe: &mut Pipeline) {
+        let worker = &self.worker;
+        if !pipe.is_empty() {
+            let scripts = [&worker.scripts.remember_token, &worker.scripts.remember_user];
+            let send = async || worker.redis.scripted(&scripts, pipe).await;
+            until_done(Service::Redis, "remember", send).await;
+            pipe.clear();
         }
     }
 
@@ -81,62 +93,55 @@ impl Partition {
         }
     }
 
-    /// User properties, a call for each user that has changes. Answers the commands that drop their cached profiles.
-    fn users(&self, pipe: &mut Pipeline, users: &Users<'_>) -> Pipeline {
+    /// A user's properties, one call if there are changes, and the command that drops the cached profile.
+    fn properties(&self, pipe: &mut Pipeline, profiles: &mut Pipeline, user: &User<'_>) {
         let worker = &self.worker;
-        let field = format!("{HIDDEN}offset:{}", worker.source.field(self.number));
-        let mut profiles = ::redis::pipe();
         let mut changes = Vec::new();
-        for user in users.each() {
-            changes.clear();
-            for event in user.events {
-                changes_of(users.decoded, event, &mut changes);
-            }
-            if changes.is_empty() {
-                continue;
-            }
-            let mut call = worker.scripts.remember_user.call(1);
-            call.arg(worker.keys.user(user.token, user.distinct_id))
-                .arg(&field)
-                .arg(USER_TTL_SECONDS);
-            for change in &changes {
-                call.arg(change.offset)
-                    .arg(change.kind)
-                    .arg(&change.name)
-                    .arg(change.value);
-            }
-            pipe.add_command(call);
-            profiles
-                .cmd("DEL")
-                .arg(worker.keys.cached_user(user.token, user.distinct_id));
+        for event in user.events {
+            changes_of(user.decoded, event, &mut changes);
         }
+        if changes.is_empty() {
+            return;
+        }
+        let field = format!("{HIDDEN}offset:{}", worker.source.field(self.number));
+        let mut call = worker.scripts.remember_user.call(1);
+        call.arg(worker.keys.user(user.token, user.distinct_id))
+            .arg(&field)
+            .arg(USER_TTL_SECONDS);
+        for change in &changes {
+            call.arg(change.offset)
+                .arg(change.kind)
+                .arg(&change.name)
+                .arg(change.value);
+        }
+        pipe.add_command(call);
         profiles
+            .cmd("DEL")
+            .arg(worker.keys.cached_user(user.token, user.distinct_id));
     }
 
-    /// Timelines: added to, trimmed and given their time to live in the same round trip.
-    fn timelines(&self, pipe: &mut Pipeline, users: &Users<'_>) {
-        for user in users.each() {
-            let key = self.worker.keys.timeline(user.token, user.distinct_id);
-            pipe.cmd("ZADD").arg(&key);
-            let mut entries: Vec<(i64, String)> = user
-                .events
-                .iter()
-                .map(|event| (event.timestamp, member(users.decoded, event)))
-                .collect();
-            if entries.len() > TIMELINE_EVENTS {
-                // The newest, in the order that Redis itself keeps: what is left does not depend on the cut of blocks.
-                entries.sort_unstable();
-                entries.drain(..entries.len() - TIMELINE_EVENTS);
-            }
-            for (time, member) in &entries {
-                pipe.arg(time).arg(member);
-            }
-            pipe.cmd("ZREMRANGEBYRANK")
-                .arg(&key)
-                .arg(0)
-                .arg(-1 - TIMELINE_EVENTS as i64);
-            pipe.cmd("EXPIRE").arg(&key).arg(USER_TTL_SECONDS);
+    /// A user's timeline: added to, trimmed and given its time to live in the same round trip.
+    fn timeline(&self, pipe: &mut Pipeline, user: &User<'_>) {
+        let key = self.worker.keys.timeline(user.token, user.distinct_id);
+        let mut entries: Vec<(i64, String)> = user
+            .events
+            .iter()
+            .map(|event| (event.timestamp, member(user.decoded, event)))
+            .collect();
+        if entries.len() > TIMELINE_EVENTS {
+            // The newest, in the order that Redis itself keeps: what is left does not depend on the cut of blocks.
+            entries.sort_unstable();
+            entries.drain(..entries.len() - TIMELINE_EVENTS);
         }
+        pipe.cmd("ZADD").arg(&key);
+        for (time, member) in &entries {
+            pipe.arg(time).arg(member);
+        }
+        pipe.cmd("ZREMRANGEBYRANK")
+            .arg(&key)
+            .arg(0)
+            .arg(-1 - TIMELINE_EVENTS as i64);
+        pipe.cmd("EXPIRE").arg(&key).arg(USER_TTL_SECONDS);
     }
 }
 
@@ -149,6 +154,7 @@ struct Users<'a> {
 
 /// One user's events of a block, in offset order.
 struct User<'a> {
+    decoded: &'a Decoded,
     token: &'a str,
     distinct_id: &'a str,
     events: &'a [&'a Event],
@@ -170,6 +176,7 @@ impl<'a> Users<'a> {
             a.token == b.token && decoded.bytes(a.distinct_id) == decoded.bytes(b.distinct_id)
         };
         self.sorted.chunk_by(same).map(move |events| User {
+            decoded,
             token: &decoded.tokens[events[0].token as usize],
             distinct_id: decoded.str(events[0].distinct_id),
             events,

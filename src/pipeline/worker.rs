@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::clickhouse::Client;
+use bytes::BytesMut;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
 use super::block::InFlight;
 use super::claim::KeyPerEvent;
-use super::decode::Buffers;
 use super::permit::Limits;
 use super::retry::until_done;
 use super::source::{Register, Source};
+use super::spare::Spare;
 use crate::clickhouse::schema::{self, Mismatch};
 use crate::config::Config;
+use crate::event::Decoded;
 use crate::health::Health;
 use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
@@ -76,7 +78,8 @@ pub struct Worker {
     pub(super) register: Register,
     pub(super) source: Source,
     pub(super) insert_budget: DefaultDirectRateLimiter,
-    pub(super) buffers: Buffers,
+    pub(super) decoded: Spare<Decoded>,
+    pub(super) bodies: Spare<BytesMut>,
     pace: Option<DefaultDirectRateLimiter>,
 }
 
@@ -129,7 +132,8 @@ impl Worker {
             pace: NonZeroU32::new(config.worker.max_events_per_second)
                 .map(|n| RateLimiter::direct(Quota::per_second(n))),
             in_flight: Arc::default(),
-            buffers: Buffers::default(),
+            decoded: Spare::default(),
+            bodies: Spare::default(),
             config,
             health,
             rejects,

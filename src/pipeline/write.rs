@@ -58,6 +58,9 @@ impl Partition {
                     Ok(()) => {
                         metrics().inserts.increment(1);
                         metrics().insert_rows.increment(rows.len() as u64);
+                        if let Ok(body) = bytes.try_into_mut() {
+                            self.worker.bodies.give(body);
+                        }
                         return Written::Acknowledged { refused };
                     }
                     Err(error) => error,
@@ -121,7 +124,7 @@ impl Partition {
                 offset: event.offset,
             }
         });
-        rows::encode(origin, &rows)
+        rows::encode(self.worker.bodies.take(), origin, &rows)
     }
 
     /// Finds the rows that are refused by themselves: trial inserts, halved, into a table that keeps nothing.

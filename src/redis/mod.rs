@@ -16,6 +16,9 @@ use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerE
 /// How long a single call may take before it counts as failed. A block's claims are one call of
 /// tens of thousands of commands, so this is far above a single command's latency.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Commands that one round trip of the data path carries at the most: enough for the server to be busy meanwhile, and
+/// small enough for the buffers on the way to be used again instead of fresh pages for each block.
+pub const COMMANDS_AT_ONCE: usize = 4096;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A bounded set of multiplexed connections to one Redis. Cheap to clone.
