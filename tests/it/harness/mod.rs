@@ -64,7 +64,10 @@ impl Scene {
     }
 
     fn on(addresses: Addresses, stack: Option<PrivateStack>, name: &str, partitions: i32) -> Self {
-        let unique = format!("it_{name}_{}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Two tests may have chosen the same name.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("it_{name}_{}_{number}", std::process::id());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&unique);
         std::fs::create_dir_all(&folder).unwrap();
         let topic = format!("{unique}_events");
