@@ -163,7 +163,8 @@ impl Partition {
     }
 }
 
-fn delays() -> impl Iterator<Item = Duration> {
+/// Pauses between attempts at an insert.
+pub(super) fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(5))
