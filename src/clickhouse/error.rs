@@ -31,7 +31,7 @@ pub fn classify(error: &Error) -> Class {
         _ => return Class::Transient,
     };
     match code(error) {
-        Some(469) if text.contains(super::schema::IN_TIME) => Class::Stale,
+        Some(469) if violated(text) == Some(super::schema::IN_TIME) => Class::Stale,
         // CANNOT_PARSE_TEXT, CANNOT_READ_ALL_DATA, CANNOT_PARSE_*, ARGUMENT_OUT_OF_BOUND, TYPE_MISMATCH,
         // CANNOT_CONVERT_TYPE, INCORRECT_DATA, VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE,
         // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN, DECIMAL_OVERFLOW, VIOLATED_CONSTRAINT,
@@ -41,6 +41,12 @@ pub fn classify(error: &Error) -> Class {
         }
         _ => Class::Transient,
     }
+}
+
+/// The constraint that an error names. It stands first: values of the refused row follow, which a producer chooses.
+fn violated(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("Constraint `")?;
+    rest.split('`').next()
 }
 
 #[cfg(test)]
@@ -57,6 +63,13 @@ mod tests {
             ),
             (
                 bad("Code: 469. DB::Exception: Constraint `mine` for table d.events is violated"),
+                Class::Refused,
+            ),
+            (
+                bad(
+                    "Code: 469. DB::Exception: Constraint `mine` for table d.events is violated at row 1. \
+                     Column values: event = 'Constraint `in_time` for table'",
+                ),
                 Class::Refused,
             ),
             (bad("Code: 117. DB::Exception: bad data"), Class::Refused),

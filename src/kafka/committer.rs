@@ -246,11 +246,12 @@ fn read<C: ConsumerContext>(
     let committed = consumer
         .committed_offsets(tpl, READ_BACK)
         .map_err(CommitError::Failed)?;
-    Ok(committed
-        .find_partition(topic, partition)
-        .and_then(|e| e.offset().to_raw())
-        .unwrap_or(-1)
-        .max(-1))
+    let Some(element) = committed.find_partition(topic, partition) else {
+        return Ok(-1);
+    };
+    // No answer is not the answer that nothing is committed: that would be taken for a rewind.
+    element.error().map_err(CommitError::Failed)?;
+    Ok(element.offset().to_raw().unwrap_or(-1).max(-1))
 }
 
 /// Whether the broker says that this member has no business here any more.

@@ -136,7 +136,7 @@ pub enum Refusal {
          If so, raise kafka.incarnation (now {incarnation})"
     )]
     BeyondEnd {
-        /// The committed offset.
+        /// The committed offset, or the end of the block that was announced there.
         committed: i64,
         /// The partition's end.
         high: i64,
@@ -197,14 +197,17 @@ pub fn start(
             });
         }
     }
-    if committed > high {
+    let metadata = metadata.unwrap_or_default();
+    // Every record of an announced block was read once. Where the topic ends before it, it has lost some, and others
+    // will come in their place: taken for the announced ones, they would be passed over.
+    let known = metadata.announced.map_or(committed, |a| a.end.max(committed));
+    if known > high {
         return Err(Refusal::BeyondEnd {
-            committed,
+            committed: known,
             high,
             incarnation,
         });
     }
-    let metadata = metadata.unwrap_or_default();
     let previous = metadata
         .previous
         .filter(|p| p.offset >= low && p.offset < committed);
@@ -320,6 +323,13 @@ mod tests {
             start(Some((42, &text(None, None))), 0, 41, 1),
             Err(Refusal::BeyondEnd { .. })
         ));
+        assert!(
+            matches!(
+                start(Some((42, &text(None, Some(ANNOUNCED)))), 0, ANNOUNCED.end - 1, 1),
+                Err(Refusal::BeyondEnd { .. })
+            ),
+            "the topic has lost records of the announced block"
+        );
         assert!(matches!(
             start(Some((42, &text(None, None))), 0, 50, 0),
             Err(Refusal::OlderIncarnation { .. })

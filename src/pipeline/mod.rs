@@ -197,18 +197,17 @@ impl Partition {
 
     /// Sends the rows that `ClickHouse` refused for good to the dead letters. Answers whether the rest is written.
     async fn refuse(&self, prepared: &mut Prepared, written: Written) -> bool {
-        match written {
-            Written::Acknowledged { refused } => {
-                if !refused.is_empty() {
-                    for &event in &refused {
-                        prepared.outcomes[event] = Outcome::Refused;
-                    }
-                    self.reject_refused(prepared).await;
-                }
-                true
-            }
-            Written::Stale => false,
+        let (refused, acknowledged) = match written {
+            Written::Acknowledged { refused } => (refused, true),
+            Written::Stale { refused } => (refused, false),
+        };
+        for event in refused {
+            prepared.outcomes[event] = Outcome::Refused;
         }
+        if acknowledged {
+            self.reject_refused(prepared).await;
+        }
+        acknowledged
     }
 
     fn origin(&self, offset: i64) -> Origin {

@@ -2,9 +2,9 @@
 -- than `limit` of the token's events pass, whatever the number of workers. The clock is Redis's own.
 --
 -- KEYS: the sliding window (hash "width:bucket" -> permits), the decisions (hash "source:partition" -> segments).
--- ARGV: 1 field of this partition, 2 last acknowledged commit, 3 block's start, 4 block's end, 5 limit (-1: none),
+-- ARGV: 1 field of this partition, 2 last acknowledged commit, 3 first candidate, 4 block's end, 5 limit (-1: none),
 --       6 window in ms, 7 width of a bucket in ms, 8 seconds that decisions live, 9 "1": the offsets were rewound,
---       10 "1": record only what passes (the rest waits), 11 candidates: u32 big-endian distances from the start.
+--       10 "1": record only what passes (the rest waits), 11 candidates: u32 big-endian distances from the first.
 -- A partition's decisions read "commit;to:passed;to:passed;…": offsets below `to` (and not below the segment before)
 -- passed if they are at or below `passed`.
 -- Answers "stale:commit", or the segments.

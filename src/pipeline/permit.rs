@@ -21,6 +21,9 @@ use crate::telemetry::{Service, metrics};
 const BUCKETS: u64 = 100;
 /// How long a token's own limit is used before it is read again.
 const REFRESH: Duration = Duration::from_secs(2);
+/// What `rate_limit.window_seconds` may be at most holds for a token's own window too: Redis and the script reckon in
+/// milliseconds.
+const LONGEST_WINDOW: u64 = 2_592_000;
 /// Tokens whose limits are kept.
 const MOST_KNOWN: usize = 100_000;
 
@@ -54,47 +57,55 @@ impl Limits {
     /// The limit of each token. Those not read lately are read now, in one round trip.
     async fn of(&self, worker: &Worker, tokens: &[String]) -> Vec<Limit> {
         let now = Instant::now();
-        let unknown: Vec<&String> = {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            tokens
-                .iter()
-                .filter(|t| known.get(*t).is_none_or(|(_, at)| now - *at > REFRESH))
-                .collect()
-        };
+        let mut limits = self.look_up(tokens, now);
+        let unknown: Vec<usize> = (0..tokens.len()).filter(|&i| !limits[i].1).collect();
         if !unknown.is_empty() {
             let mut pipe = ::redis::pipe();
-            for token in &unknown {
-                pipe.cmd("GET").arg(worker.keys.rate_limit_override(token));
+            for &i in &unknown {
+                pipe.cmd("GET").arg(worker.keys.rate_limit_override(&tokens[i]));
             }
             let read = until_done(Service::Redis, "read limits", async || {
                 worker.redis.pipeline(&pipe).await
             })
             .await;
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.len() > MOST_KNOWN {
-                known.clear();
-            }
-            for (token, value) in unknown.into_iter().zip(read) {
+            for (&i, value) in unknown.iter().zip(read) {
                 let text = Option::<String>::from_redis_value(value).ok().flatten();
-                let limit = text.map_or(self.default, |text| {
+                limits[i].0 = text.map_or(self.default, |text| {
                     parse(&text, self.default.window_seconds).unwrap_or_else(|| {
                         tracing::warn!(
-                            token,
+                            token = tokens[i],
                             value = text,
                             "a token's own limit is not LIMIT, LIMIT/SECONDS or `unlimited`"
                         );
                         metrics().bad_overrides.increment(1);
-                        known.get(token).map_or(self.default, |(limit, _)| *limit)
+                        limits[i].0
                     })
                 });
-                known.insert(token.clone(), (limit, now));
             }
+            self.keep(unknown.iter().map(|&i| (&tokens[i], limits[i].0)), now);
         }
+        limits.into_iter().map(|(limit, _)| limit).collect()
+    }
+
+    /// Of each token the limit as far as it is known, and whether it was read lately. Taken at once: what others
+    /// forget meanwhile must not turn a token's own limit into the default.
+    fn look_up(&self, tokens: &[String], now: Instant) -> Vec<(Limit, bool)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         tokens
             .iter()
-            .map(|t| known.get(t).map_or(self.default, |(limit, _)| *limit))
+            .map(|token| match known.get(token) {
+                Some((limit, at)) => (*limit, now.saturating_duration_since(*at) <= REFRESH),
+                None => (self.default, false),
+            })
             .collect()
+    }
+
+    fn keep<'a>(&self, read: impl Iterator<Item = (&'a String, Limit)>, now: Instant) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > MOST_KNOWN {
+            known.clear();
+        }
+        known.extend(read.map(|(token, limit)| (token.clone(), (limit, now))));
     }
 }
 
@@ -109,7 +120,10 @@ fn parse(text: &str, window_seconds: u64) -> Option<Limit> {
     }
     let (events, window_seconds) = match text.split_once('/') {
         None => (text, window_seconds),
-        Some((events, window)) => (events, window.trim().parse().ok().filter(|w| *w > 0)?),
+        Some((events, window)) => {
+            let window = window.trim().parse().ok();
+            (events, window.filter(|w| (1..=LONGEST_WINDOW).contains(w))?)
+        }
     };
     Some(Limit {
         events: Some(events.trim().parse().ok()?),
@@ -198,34 +212,39 @@ impl Partition {
             }
             groups = undecided;
             if !groups.is_empty() && !rewound {
-                // Permits come back as buckets leave the window; there is no event to await.
+                // Permits come back as buckets leave the window, or with another limit; there is no event to await.
                 tokio::time::sleep(shortest_bucket(&groups)).await;
+                let limits = self.limits(decoded).await;
+                for group in &mut groups {
+                    group.limit = limits[group.token];
+                }
             }
         }
         Ok(())
     }
 
+    /// The limit of each token of the block, as it is now.
+    async fn limits(&self, decoded: &Decoded) -> Vec<Limit> {
+        let mut limits = self.worker.limits.of(&self.worker, &decoded.tokens).await;
+        if !self.worker.config.rate_limit.enabled {
+            // With limits switched off since, only old decisions count: new candidates are not charged.
+            for limit in &mut limits {
+                limit.events = None;
+            }
+        }
+        limits
+    }
+
     async fn candidates(&self, decoded: &Decoded, outcomes: &[Outcome]) -> Vec<Candidates> {
-        let limits = self.worker.limits.of(&self.worker, &decoded.tokens).await;
-        // With limits switched off since, only old decisions count: new candidates are not charged.
-        let enabled = self.worker.config.rate_limit.enabled;
-        let mut groups: Vec<Candidates> = limits
+        let mut groups: Vec<Candidates> = self
+            .limits(decoded)
+            .await
             .into_iter()
             .enumerate()
-            .map(|(token, limit)| {
-                let limit = if enabled {
-                    limit
-                } else {
-                    Limit {
-                        events: None,
-                        ..limit
-                    }
-                };
-                Candidates {
-                    token,
-                    limit,
-                    events: Vec::new(),
-                }
+            .map(|(token, limit)| Candidates {
+                token,
+                limit,
+                events: Vec::new(),
             })
             .collect();
         for (i, (event, outcome)) in decoded.events.iter().zip(outcomes).enumerate() {
@@ -250,27 +269,23 @@ impl Partition {
         let field = worker.source.field(self.number);
         let committed = self.frontier.acknowledged();
         let mut pipe = ::redis::Pipeline::with_capacity(groups.len());
-        let mut packed = Vec::new();
         for group in groups {
             let token = &decoded.tokens[group.token];
-            packed.clear();
-            for &event in &group.events {
-                packed
-                    .extend_from_slice(&((decoded.events[event].offset - block.start) as u32).to_be_bytes());
-            }
+            let (first, distances) =
+                distances(group.events.iter().map(|&event| decoded.events[event].offset));
             let window_ms = group.limit.window_seconds * 1000;
             let mut call = script.call(2);
             call.arg(worker.keys.rate(token))
                 .arg(worker.keys.decided(token))
                 .arg(&field)
                 .arg(committed);
-            call.arg(block.start)
+            call.arg(first)
                 .arg(block.end)
                 .arg(group.limit.events.map_or(-1, |n| n.min(1 << 53) as i64));
             call.arg(window_ms)
                 .arg(bucket_ms(group.limit))
                 .arg(worker.config.dedup.window_seconds);
-            call.arg(u8::from(rewound)).arg(u8::from(wait)).arg(&packed[..]);
+            call.arg(u8::from(rewound)).arg(u8::from(wait)).arg(distances);
             pipe.add_command(call);
         }
         worker
@@ -325,6 +340,15 @@ fn decide(
     open
 }
 
+/// Rising offsets as scripts take them: the first, and each one's distance from it (u32, big-endian). Not from the
+/// block's start, which retention may have left further behind than 32 bits reach.
+pub(super) fn distances(offsets: impl Iterator<Item = i64>) -> (i64, Vec<u8>) {
+    let mut offsets = offsets.peekable();
+    let first = offsets.peek().copied().unwrap_or(0);
+    let distances = offsets.flat_map(|offset| ((offset - first) as u32).to_be_bytes());
+    (first, distances.collect())
+}
+
 fn bucket_ms(limit: Limit) -> u64 {
     (limit.window_seconds * 1000).div_ceil(BUCKETS).max(1)
 }
@@ -370,6 +394,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_limit_outlives_that_others_forget_it() {
+        let limits = Limits::new(1_000, 60);
+        let blocked = Limit {
+            events: Some(0),
+            window_seconds: 60,
+        };
+        let (now, token) = (Instant::now(), "t".to_owned());
+        let tokens = std::slice::from_ref(&token);
+        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
+        limits.keep([(&token, blocked)].into_iter(), now);
+        let block = limits.look_up(tokens, now);
+        let others: Vec<String> = (0..=MOST_KNOWN).map(|n| n.to_string()).collect();
+        limits.keep(others.iter().map(|other| (other, limits.default)), now);
+        limits.keep(others.iter().take(1).map(|other| (other, limits.default)), now);
+        assert_eq!(block, [(blocked, true)]);
+        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
+        limits.keep([(&token, blocked)].into_iter(), now);
+        let later = now + REFRESH + Duration::from_millis(1);
+        assert_eq!(
+            limits.look_up(tokens, later),
+            [(blocked, false)],
+            "kept where the new one is bad"
+        );
+    }
+
+    #[test]
+    fn distances_do_not_depend_on_where_the_block_starts() {
+        let far = 6 << 32;
+        assert_eq!(
+            distances([far, far + 1, far + 256].into_iter()),
+            (far, vec![0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0])
+        );
+        assert_eq!(distances(std::iter::empty()), (0, Vec::new()));
+    }
+
+    #[test]
     fn a_tokens_own_limit_is_read_or_refused() {
         let limit = |events, window_seconds| {
             Some(Limit {
@@ -381,7 +441,17 @@ mod tests {
         assert_eq!(parse(" 50/10 ", 60), limit(Some(50), 10));
         assert_eq!(parse("0", 60), limit(Some(0), 60));
         assert_eq!(parse("unlimited", 60), limit(None, 60));
-        for wrong in ["", "-1", "many", "5/0", "5/x", "1.5"] {
+        assert_eq!(parse("5/2592000", 60), limit(Some(5), LONGEST_WINDOW));
+        for wrong in [
+            "",
+            "-1",
+            "many",
+            "5/0",
+            "5/x",
+            "1.5",
+            "5/2592001",
+            "5/18446744073709551615",
+        ] {
             assert_eq!(parse(wrong, 60), None, "{wrong}");
         }
     }

@@ -14,6 +14,7 @@ use super::block::{Block, Cut};
 use super::decode::Decoding;
 use super::retry::until_done;
 use super::worker::now_ms;
+use super::write::delays;
 use super::{Dropped, Outcome, Partition, Prepared, Worker, timed};
 use crate::clickhouse::{identifier, literal};
 use crate::event::Event;
@@ -22,6 +23,8 @@ use crate::telemetry::{Service, Stage, metrics};
 /// Beyond the deadline, until nothing of an announcement whose payloads are gone can be accepted any more: clocks may
 /// differ by this much without the table refusing everything.
 const AFTER_DEADLINE: Duration = Duration::from_mins(1);
+/// The longest pause before a block is announced once more: with a clock that is off it never helps.
+const AFTER_STALE: Duration = Duration::from_secs(5);
 
 /// The highest offset that the table has of each of the partitions.
 pub(super) async fn highest(worker: &Worker, partitions: &[i32]) -> HashMap<i32, i64> {
@@ -51,12 +54,20 @@ impl Partition {
     /// Brings a block to the state of having been written once, whatever earlier attempts did.
     pub(super) async fn recover(&self, prepared: &mut Prepared) -> Result<(), Dropped> {
         self.wait_out_a_lost_announcement(prepared).await;
+        let mut delays = delays();
         loop {
             let announcement = self.announcement(prepared).await;
             timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
             let present = self.present(prepared).await;
             let written = timed(Stage::Write, self.write(prepared, announcement, &present)).await;
             if !self.refuse(prepared, written).await {
+                metrics().insert_retries.increment(1);
+                tracing::warn!(
+                    partition = self.number,
+                    start = prepared.block.start,
+                    "an insert was refused for its time; announcing anew. If this goes on, compare the clocks"
+                );
+                tokio::time::sleep(delays.next().unwrap_or(AFTER_STALE)).await;
                 continue;
             }
             let present = self.present(prepared).await;
@@ -124,11 +135,12 @@ impl Partition {
             .map(|(offset, uuid, timestamp)| (offset as i64, (uuid, timestamp)))
             .collect();
         let agrees = |event: &Event| {
-            rows.get(&event.offset).is_some_and(|(uuid, timestamp)| {
-                *timestamp == event.timestamp && *uuid == Uuid::from_u128(event.uuid).to_string()
-            })
+            let (uuid, timestamp) = rows.get(&event.offset)?;
+            Some(*timestamp == event.timestamp && *uuid == Uuid::from_u128(event.uuid).to_string())
         };
-        if rows.is_empty() || decoding.events.events.iter().any(agrees) {
+        // Rows whose records are gone (retention, compaction) say nothing of those that are left.
+        let mut compared = decoding.events.events.iter().filter_map(agrees).peekable();
+        if compared.peek().is_none() || compared.any(|agrees| agrees) {
             return Ok(());
         }
         Err(Dropped::OtherRecords {

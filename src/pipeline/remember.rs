@@ -7,6 +7,7 @@ use ::redis::Pipeline;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::permit::distances;
 use super::retry::until_done;
 use super::{Outcome, Partition, Prepared};
 use crate::event::{Decoded, Event};
@@ -35,7 +36,7 @@ impl Partition {
         }
         let mut pipe = Pipeline::new();
         let mut profiles = Pipeline::new();
-        self.tokens(&mut pipe, prepared.block.start, decoded, &written);
+        self.tokens(&mut pipe, decoded, &written);
         for user in Users::of(decoded, &written).each() {
             self.properties(&mut pipe, &mut profiles, &user);
             self.timeline(&mut pipe, &user);
@@ -62,7 +63,7 @@ impl Partition {
     }
 
     /// Counters and recent actions, a call for each token.
-    fn tokens(&self, pipe: &mut Pipeline, start: i64, decoded: &Decoded, written: &[&Event]) {
+    fn tokens(&self, pipe: &mut Pipeline, decoded: &Decoded, written: &[&Event]) {
         let worker = &self.worker;
         let mut by_token: Vec<Vec<&Event>> = vec![Vec::new(); decoded.tokens.len()];
         for &event in written {
@@ -73,17 +74,14 @@ impl Partition {
             if events.is_empty() {
                 continue;
             }
-            let packed: Vec<u8> = events
-                .iter()
-                .flat_map(|e| ((e.offset - start) as u32).to_be_bytes())
-                .collect();
+            let (first, distances) = distances(events.iter().map(|event| event.offset));
             let mut call = worker.scripts.remember_token.call(3);
             call.arg(worker.keys.applied(token))
                 .arg(worker.keys.events_counter(token))
                 .arg(worker.keys.recent_actions(token));
             call.arg(&field)
-                .arg(start)
-                .arg(packed)
+                .arg(first)
+                .arg(distances)
                 .arg(COUNTER_TTL_SECONDS)
                 .arg(RECENT_ACTIONS);
             for event in &events[events.len().saturating_sub(RECENT_ACTIONS)..] {

@@ -1,6 +1,6 @@
 -- Counts a block's written events of one token, and keeps its recent actions, once for each record.
 -- KEYS: applied (hash "source:partition" -> offset, exclusive), counter, recent actions.
--- ARGV: 1 field, 2 block's start, 3 written records: u32 big-endian distances from the start, 4 seconds to live,
+-- ARGV: 1 field, 2 first written record, 3 written records: u32 big-endian distances from the first, 4 seconds to live,
 --       5 most recent actions kept, then pairs of offset and action, oldest first.
 local start, packed = tonumber(ARGV[2]), ARGV[3]
 local from = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '-1')

@@ -51,7 +51,7 @@ impl Source {
 #[derive(Debug)]
 pub(super) struct Register {
     script: Script,
-    known: Mutex<HashMap<(String, u32), Option<Source>>>,
+    known: Mutex<HashMap<(String, u32), Source>>,
 }
 
 impl Register {
@@ -76,8 +76,7 @@ impl Register {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&name)
-            .copied()
-            .flatten();
+            .copied();
         if known.is_some() {
             return Ok(known);
         }
@@ -94,10 +93,11 @@ impl Register {
             .next()
             .unwrap_or(::redis::Value::Nil);
         let source = Option::<u8>::from_redis_value(answer)?.map(Source);
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, source);
+        // One that is not there may come; and any producer can name as many as it likes.
+        if let Some(source) = source {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.insert(name, source);
+        }
         Ok(source)
     }
 

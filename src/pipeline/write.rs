@@ -27,7 +27,10 @@ pub(super) enum Written {
         refused: Vec<usize>,
     },
     /// The announcement is too old for an insert: announce anew, ask, and write what is missing.
-    Stale,
+    Stale {
+        /// Places of the rows that were found to be refused until then: the search may outlast any announcement.
+        refused: Vec<usize>,
+    },
 }
 
 impl Partition {
@@ -52,7 +55,7 @@ impl Partition {
             let mut delays = delays();
             loop {
                 if worker::now_ms() - announcement.time_ms >= self.worker.deadline_ms() {
-                    return Written::Stale;
+                    return Written::Stale { refused };
                 }
                 let error = match insert(&self.worker, "events", Some(&token), bytes.clone()).await {
                     Ok(()) => {
@@ -66,7 +69,7 @@ impl Partition {
                     Err(error) => error,
                 };
                 match classify(&error) {
-                    Class::Stale => return Written::Stale,
+                    Class::Stale => return Written::Stale { refused },
                     Class::Refused => {
                         let bad = self.find_refused(prepared, rows.clone()).await;
                         if !bad.is_empty() {
@@ -163,7 +166,8 @@ impl Partition {
     }
 }
 
-fn delays() -> impl Iterator<Item = Duration> {
+/// Pauses between attempts at an insert.
+pub(super) fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(5))

@@ -6,8 +6,8 @@
 
 pub mod keys;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -24,8 +24,20 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A bounded set of multiplexed connections to one Redis. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis {
-    connections: Arc<[ConnectionManager]>,
+    client: Client,
+    response_timeout: Duration,
+    connections: Arc<[Mutex<Connection>]>,
     next: Arc<AtomicUsize>,
+}
+
+/// A connection that finds its server again by itself after it was closed, and is replaced where it was not: see
+/// [`leads_nowhere`].
+#[derive(Clone)]
+struct Connection {
+    slot: usize,
+    /// Counts the connections of the slot.
+    generation: u64,
+    manager: ConnectionManager,
 }
 
 impl std::fmt::Debug for Redis {
@@ -64,41 +76,71 @@ impl Redis {
     /// Prepares up to `connections` connections to `url`; they open at their first use, so a Redis
     /// that is down does not stop the start.
     pub fn open(url: &str, connections: usize) -> RedisResult<Self> {
+        Self::open_with(url, connections, RESPONSE_TIMEOUT)
+    }
+
+    fn open_with(url: &str, connections: usize, response_timeout: Duration) -> RedisResult<Self> {
         let client = Client::open(url)?;
         let connections = (0..connections.max(1))
-            .map(|_| {
-                client.get_connection_manager_lazy(
-                    ConnectionManagerConfig::new()
-                        .set_response_timeout(Some(RESPONSE_TIMEOUT))
-                        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-                        .set_number_of_retries(1)
-                        .set_max_delay(Duration::from_millis(500)),
-                )
+            .map(|slot| {
+                Ok(Mutex::new(Connection {
+                    slot,
+                    generation: 0,
+                    manager: manager(&client, response_timeout)?,
+                }))
             })
             .collect::<RedisResult<Vec<_>>>()?;
         Ok(Self {
+            client,
+            response_timeout,
             connections: connections.into(),
             next: Arc::default(),
         })
     }
 
-    fn connection(&self) -> ConnectionManager {
+    fn slot(&self, slot: usize) -> MutexGuard<'_, Connection> {
+        self.connections[slot]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connection(&self) -> Connection {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
-        self.connections[n % self.connections.len()].clone()
+        self.slot(n % self.connections.len()).clone()
+    }
+
+    /// Replaces a connection whose call ended with `error`, where only another one helps. Calls under way on it end
+    /// as they may.
+    fn judge(&self, used: &Connection, error: &RedisError) {
+        if !leads_nowhere(error) {
+            return;
+        }
+        let mut current = self.slot(used.slot);
+        if current.generation == used.generation
+            && let Ok(manager) = manager(&self.client, self.response_timeout)
+        {
+            current.manager = manager;
+            current.generation += 1;
+        }
     }
 
     /// Sends all the commands in one round trip; one answer each, in order.
     pub async fn pipeline(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
-        self.connection()
+        let mut connection = self.connection();
+        connection
+            .manager
             .send_packed_commands(pipe, 0, pipe.len())
-            .await?
-            .into_iter()
-            .collect_server_errors()
+            .await
+            .and_then(|answers| answers.into_iter().collect_server_errors())
+            .inspect_err(|error| self.judge(&connection, error))
     }
 
     /// Sends one command.
     pub async fn command<T: ::redis::FromRedisValue>(&self, cmd: &Cmd) -> RedisResult<T> {
-        cmd.query_async(&mut self.connection()).await
+        let mut connection = self.connection();
+        cmd.query_async(&mut connection.manager)
+            .await
+            .inspect_err(|error| self.judge(&connection, error))
     }
 
     /// As [`Redis::pipeline`], with calls of `scripts` in it: a server that does not know them yet (it
@@ -125,6 +167,22 @@ impl Redis {
     }
 }
 
+fn manager(client: &Client, response_timeout: Duration) -> RedisResult<ConnectionManager> {
+    client.get_connection_manager_lazy(
+        ConnectionManagerConfig::new()
+            .set_response_timeout(Some(response_timeout))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_millis(500)),
+    )
+}
+
+/// Whether an open connection may lead to a server that is no longer the one: after a failover behind the same
+/// address it still reaches the old one, which refuses to write, or a machine that is gone and never closes it.
+fn leads_nowhere(error: &RedisError) -> bool {
+    error.is_timeout() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+}
+
 trait CollectServerErrors {
     fn collect_server_errors(self) -> RedisResult<Vec<Value>>;
 }
@@ -137,5 +195,55 @@ impl<I: Iterator<Item = Value>> CollectServerErrors for I {
             value => Ok(value),
         })
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A failover behind one address: whoever connected before it keeps meeting `old`, everybody else the new server.
+    /// The client's greetings are answered by both.
+    async fn after_failover(old: Option<&'static str>) -> RedisResult<Vec<Value>> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut answer = old;
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let answer = answer.replace(":1\r\n");
+                tokio::spawn(async move {
+                    let mut bytes = vec![0; 4096];
+                    while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                        let text = String::from_utf8_lossy(&bytes[..n]);
+                        let greetings = text.matches("CLIENT").count() + text.matches("HELLO").count();
+                        let mut out = "+OK\r\n".repeat(greetings);
+                        if text.contains("INCR") {
+                            out.push_str(answer.unwrap_or_default());
+                        }
+                        stream.write_all(out.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        let redis = Redis::open_with(&url, 1, Duration::from_millis(200)).unwrap();
+        let mut pipe = ::redis::pipe();
+        pipe.cmd("INCR").arg("n");
+        assert!(redis.pipeline(&pipe).await.is_err());
+        redis.pipeline(&pipe).await
+    }
+
+    #[tokio::test]
+    async fn a_failover_behind_the_same_address_is_followed() {
+        let old = Some("-READONLY You can't write against a read only replica.\r\n");
+        assert_eq!(after_failover(old).await.unwrap(), [Value::Int(1)]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_gone_without_a_word_is_left() {
+        assert_eq!(after_failover(None).await.unwrap(), [Value::Int(1)]);
     }
 }

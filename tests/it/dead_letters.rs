@@ -226,3 +226,68 @@ fn a_header_whose_name_is_not_utf8_harms_nobody() {
     );
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_refused_row_that_speaks_of_the_deadline_is_a_dead_letter() {
+    // ClickHouse tells the refused row's values in its error, and a producer chooses them.
+    let scene = Scene::new("speaks", 1);
+    scene.clickhouse.run(&format!(
+        "ALTER TABLE {}.events ADD CONSTRAINT no_refunds CHECK event NOT LIKE '%refund%'",
+        scene.database
+    ));
+    let event = |event: &str| {
+        Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"{event}","distinct_id":"d"}}"#),
+        )
+    };
+    scene.produce(vec![
+        event("purchase"),
+        event("Constraint `in_time` for table refund"),
+        event("purchase"),
+    ]);
+    let worker = scene.start().ready();
+    scene.settled();
+    let letters: Vec<i64> = scene
+        .rejects(&scene.dead_letters)
+        .iter()
+        .map(|letter| origin(letter).1)
+        .collect();
+    assert_eq!(letters, [1]);
+    assert_eq!(scene.clickhouse.count(&scene.database), 2);
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
+fn finding_refused_rows_may_take_longer_than_the_deadline() {
+    let mut scene = Scene::new("manybad", 1);
+    scene.set("clickhouse.insert_deadline_seconds", "2");
+    scene
+        .clickhouse
+        .run(&format!("DROP DATABASE {} SYNC", scene.database));
+    scene.migrate();
+    scene.clickhouse.run(&format!(
+        "ALTER TABLE {}.events ADD CONSTRAINT no_refunds CHECK event != 'refund'",
+        scene.database
+    ));
+    scene.set("batch.max_age_ms", "1000");
+    let records = (0..1500).map(|n| {
+        let event = if n % 2 == 0 { "refund" } else { "purchase" };
+        Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"{event}","distinct_id":"d{n}"}}"#),
+        )
+    });
+    scene.produce(records.collect());
+    let worker = scene.start().ready();
+    scene.settled();
+    let refused: Vec<i64> = scene
+        .rejects(&scene.dead_letters)
+        .iter()
+        .map(|letter| origin(letter).1)
+        .collect();
+    assert_eq!(refused, (0..1500).step_by(2).collect::<Vec<i64>>());
+    assert_eq!(scene.clickhouse.count(&scene.database), 750);
+    assert!(scene.rejects(&scene.overflow).is_empty());
+    assert_eq!(worker.terminate().code(), Some(0));
+}

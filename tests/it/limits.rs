@@ -313,3 +313,19 @@ fn a_replayed_reject_takes_over_its_claim_and_is_written_once() {
     assert_eq!(uuids.len(), rows.len());
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_partition_that_waits_hears_of_a_new_limit() {
+    let mut scene = Scene::new("unblocked", 1);
+    scene.set("rate_limit.when_over", "wait");
+    let limit = scene.key("config:rate_limit:{t}");
+    scene.redis().set::<_, _, ()>(&limit, "0").unwrap();
+    scene.produce((0..10).map(|n| event(0, "t", n)).collect());
+    let worker = scene.start().ready();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(scene.clickhouse.count(&scene.database), 0, "the token is blocked");
+    scene.redis().set::<_, _, ()>(&limit, "unlimited").unwrap();
+    scene.settled_within(Duration::from_secs(30));
+    assert_eq!(scene.clickhouse.count(&scene.database), 10);
+    assert_eq!(worker.terminate().code(), Some(0));
+}

@@ -258,3 +258,56 @@ fn a_topic_made_anew_is_noticed_though_kafka_has_forgotten_its_offsets() {
         "every record of the new topic has a row"
     );
 }
+
+/// The metadata of an announcement that is long over.
+fn old_announcement(end: i64) -> String {
+    format!("v1;i=0;e={end};d={:032x};t=1700000000000", 7)
+}
+
+#[test]
+fn records_that_took_the_place_of_lost_ones_are_not_passed_over() {
+    // A broker that lost its newest records: the announced end is beyond the topic's, and then others come.
+    let scene = Scene::new("truncated", 1);
+    let mut load = Load::new(1);
+    scene.produce(load.take(100));
+    let low = scene.kafka.bounds(&scene.topic)[0].1 - 10;
+    scene.kafka.commit_with(
+        &scene.group,
+        &scene.topic,
+        &[(0, low)],
+        &[Some((low, old_announcement(low + 60)))],
+    );
+    let worker = scene.start().ready();
+    eventually("the partition is stopped", PATIENCE, || {
+        let (_, body) = worker.readiness()?;
+        let told = body["stopped"]["0"]
+            .as_str()
+            .is_some_and(|why| why.contains("beyond the end"));
+        seen(told, body)
+    });
+    scene.produce(load.take(100));
+    std::thread::sleep(Duration::from_secs(1));
+    let committed = scene.kafka.committed(&scene.group, &scene.topic, 1).unwrap();
+    assert_eq!(committed[0].as_ref().map(|(offset, _)| *offset), Some(low));
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
+fn an_announced_block_whose_records_are_gone_and_whose_rows_are_there_is_settled() {
+    let scene = Scene::new("retired", 1);
+    let mut load = Load::new(1);
+    scene.produce(load.take(100));
+    settle(&scene);
+    let before = scene.rows();
+    let announced = (before[10].offset, before[40].offset);
+    // Retention overtook a worker that had died between its insert and its commit.
+    scene.kafka.delete_before(&scene.topic, 0, announced.1 + 10);
+    scene.kafka.commit_with(
+        &scene.group,
+        &scene.topic,
+        &[(0, announced.0)],
+        &[Some((announced.0, old_announcement(announced.1)))],
+    );
+    settle(&scene);
+    assert_eq!(scene.rows(), before);
+}

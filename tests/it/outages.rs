@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::harness::Scene;
 use crate::harness::events::{Ledger, check_remembered};
+use crate::harness::kafka::Record;
 use crate::harness::load::under_load;
 use crate::harness::stack::Service;
 use crate::harness::wait::{eventually, seen};
@@ -101,4 +102,36 @@ fn with_a_frozen_redis_nothing_is_lost_and_nothing_is_there_twice() {
 #[test]
 fn with_a_frozen_clickhouse_nothing_is_lost_and_nothing_is_there_twice() {
     outage("coldclickhouse", Service::ClickHouse, Way::Frozen);
+}
+
+#[test]
+fn a_worker_whose_clock_is_off_says_so_and_does_not_hammer() {
+    let scene = Scene::new("clock", 1);
+    let worker = scene.start().ready();
+    // To the table, all announcements are an hour old.
+    let shift = |hours: u32| {
+        let now = format!("(nowInBlock64(3) + INTERVAL {hours} HOUR)");
+        scene.clickhouse.run(&format!(
+            "ALTER TABLE {}.events DROP CONSTRAINT in_time, ADD CONSTRAINT in_time CHECK ingested_at > {now} - \
+             INTERVAL 60 SECOND AND ingested_at < {now} + INTERVAL 60 SECOND",
+            scene.database
+        ));
+    };
+    shift(1);
+    scene.produce(
+        (0..10)
+            .map(|n| Record::of(0, format!(r#"{{"token":"t","event":"e","distinct_id":"{n}"}}"#)))
+            .collect(),
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    let announced = worker.metric("sluice_commits_total").unwrap_or_default();
+    assert!(
+        (2.0..12.0).contains(&announced),
+        "announced {announced} times in five seconds"
+    );
+    assert!(scene.logged("compare the clocks") > 0);
+    shift(0);
+    scene.settled();
+    assert_eq!(scene.clickhouse.count(&scene.database), 10);
+    assert_eq!(worker.terminate().code(), Some(0));
 }

@@ -146,6 +146,14 @@ impl Kafka {
         block_on(self.admin.delete_topics(topics, &AdminOptions::new())).unwrap();
     }
 
+    /// Removes a partition's records below `offset`, as retention would.
+    pub(crate) fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))
+            .unwrap();
+        block_on(self.admin.delete_records(&list, &AdminOptions::new())).unwrap();
+    }
+
     /// Removes everything that a group without members has committed.
     pub(crate) fn delete_group(&self, group: &str) {
         eventually("the group has no members", Duration::from_mins(1), || {
