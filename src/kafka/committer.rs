@@ -1,12 +1,13 @@
 //! Commits, on a thread of their own: a frozen broker holds a commit far longer than a poll may take.
 //!
 //! Owns the fence: a commit is sent only for a partition that is owned in the epoch in which its block was
-//! read, and a partition changes hands only when no commit of it is under way. Never decides what is committed.
+//! read, and a partition changes hands only when no commit of it is under way (or has been for too long: then the
+//! consumer is made anew). Never decides what is committed.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,26 +19,60 @@ use tokio::sync::oneshot;
 /// How long reading the committed offsets back may take.
 const READ_BACK: Duration = Duration::from_secs(10);
 
-/// Which partitions are owned, each in which epoch. The lock is held while a commit is under way.
+/// Which partitions are owned, each in which epoch, and whether a commit is under way.
 #[derive(Debug, Default)]
-pub struct Ownership(Mutex<HashMap<i32, u64>>);
+pub struct Ownership {
+    state: Mutex<State>,
+    quiet: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    owned: HashMap<i32, u64>,
+    committing: bool,
+}
 
 impl Ownership {
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on `partition` is owned in `epoch`.
     pub fn grant(&self, partition: i32, epoch: u64) {
-        self.lock().insert(partition, epoch);
+        self.lock().owned.insert(partition, epoch);
     }
 
-    /// From now on no commit is sent for these partitions; one under way is waited for.
-    pub fn withdraw(&self, partitions: impl IntoIterator<Item = i32>) {
-        let mut owned = self.lock();
+    /// From now on no commit is sent for these partitions. One under way is waited for, up to `patience`; answers
+    /// whether none is.
+    pub fn withdraw(&self, partitions: impl IntoIterator<Item = i32>, patience: Duration) -> bool {
+        let mut state = self.lock();
         for partition in partitions {
-            owned.remove(&partition);
+            state.owned.remove(&partition);
         }
+        let waited = self
+            .quiet
+            .wait_timeout_while(state, patience, |state| state.committing);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.committing
+    }
+
+    fn owns(&self, partition: i32, epoch: u64) -> bool {
+        self.lock().owned.get(&partition) == Some(&epoch)
+    }
+
+    /// Parts the requests into those that may be sent and the others. If there are any, a commit is under way from
+    /// the same moment on.
+    fn begin(&self, batch: Vec<Request>) -> (Vec<Request>, Vec<Request>) {
+        let mut state = self.lock();
+        let (ours, others): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|r| state.owned.get(&r.partition) == Some(&r.epoch));
+        state.committing = !ours.is_empty();
+        (ours, others)
+    }
+
+    fn end(&self) {
+        self.lock().committing = false;
+        self.quiet.notify_all();
     }
 }
 
@@ -150,8 +185,7 @@ pub fn spawn<C: ConsumerContext + 'static>(
                             epoch,
                             reply,
                         } => {
-                            let owned = ownership.lock().get(&partition) == Some(&epoch);
-                            let answer = if owned {
+                            let answer = if ownership.owns(partition, epoch) {
                                 read(&consumer, &topic, partition)
                             } else {
                                 Err(CommitError::Refused)
@@ -173,10 +207,7 @@ fn commit<C: ConsumerContext>(
     ownership: &Ownership,
     batch: Vec<Request>,
 ) {
-    let owned = ownership.lock();
-    let (ours, others): (Vec<_>, Vec<_>) = batch
-        .into_iter()
-        .partition(|r| owned.get(&r.partition) == Some(&r.epoch));
+    let (ours, others) = ownership.begin(batch);
     for request in others {
         reply(request, Err(CommitError::Refused));
     }
@@ -186,7 +217,7 @@ fn commit<C: ConsumerContext>(
     let outcome = list(topic, &ours).and_then(|tpl| consumer.commit(&tpl, CommitMode::Sync));
     // After an error some partitions may be committed all the same, and the list does not say which.
     let landed = outcome.as_ref().err().map(|_| read_back(consumer, topic, &ours));
-    drop(owned);
+    ownership.end();
     for (i, request) in ours.into_iter().enumerate() {
         let answer = match &outcome {
             Ok(()) => Ok(()),
@@ -295,8 +326,49 @@ mod tests {
         let ownership = Ownership::default();
         ownership.grant(1, 7);
         ownership.grant(1, 8);
-        assert_eq!(ownership.lock().get(&1), Some(&8));
-        ownership.withdraw([1]);
-        assert_eq!(ownership.lock().get(&1), None);
+        assert!(ownership.owns(1, 8) && !ownership.owns(1, 7));
+        assert!(ownership.withdraw([1], Duration::ZERO));
+        assert!(!ownership.owns(1, 8));
+    }
+
+    fn request(partition: i32, epoch: u64) -> Request {
+        Request {
+            partition,
+            epoch,
+            offset: 0,
+            metadata: String::new(),
+            reply: oneshot::channel().0,
+        }
+    }
+
+    #[test]
+    fn a_commit_is_begun_only_for_what_is_owned_in_the_epoch_of_its_block() {
+        let ownership = Ownership::default();
+        ownership.grant(1, 8);
+        ownership.grant(2, 8);
+        let (ours, others) = ownership.begin(vec![request(1, 8), request(2, 7), request(3, 8)]);
+        assert_eq!(ours.iter().map(|r| r.partition).collect::<Vec<_>>(), [1]);
+        assert_eq!(others.iter().map(|r| r.partition).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
+    fn a_partition_is_withdrawn_once_the_commit_under_way_has_ended_or_patience_has() {
+        let ownership = Ownership::default();
+        ownership.grant(1, 8);
+        let (ours, _) = ownership.begin(vec![request(1, 8)]);
+        assert_eq!(ours.len(), 1);
+        assert!(
+            !ownership.withdraw([1], Duration::from_millis(5)),
+            "it is still under way"
+        );
+        let (ours, others) = ownership.begin(Vec::new());
+        assert!(ours.is_empty() && others.is_empty());
+        std::thread::scope(|scope| {
+            ownership.grant(1, 9);
+            assert_eq!(ownership.begin(vec![request(1, 9)]).0.len(), 1);
+            let withdrawn = scope.spawn(|| ownership.withdraw([1], Duration::from_mins(1)));
+            ownership.end();
+            assert!(withdrawn.join().unwrap());
+        });
     }
 }

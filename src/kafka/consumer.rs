@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -30,6 +31,10 @@ const POLL: Duration = Duration::from_millis(5);
 const MESSAGES_PER_LOOK: usize = 512;
 /// How long all intake may stand still for memory before the partitions are paused, so that polling can go on.
 const STALL_BEFORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long the committing thread may take to end, once with the consumer open and once with it closed.
+const COMMITTER_ENDS: Duration = Duration::from_secs(3);
+/// How long closing a consumer whose commit hangs may take.
+const CLOSES: Duration = Duration::from_secs(10);
 /// How long a dropped partition waits for its rebalance before the consumer is made anew.
 const REJOIN_AFTER: Duration = Duration::from_secs(10);
 
@@ -95,6 +100,9 @@ fn session(worker: &Arc<Worker>, runtime: &Handle, shutdown: &CancellationToken)
             ("enable.partition.eof", "true"),
             ("allow.auto.create.topics", "false"),
             ("topic.metadata.refresh.interval.ms", "30000"),
+            // The default, `rebootstrap`, loses the group's coordinator for good when a broker stood still for some
+            // seconds (librdkafka 2.12.1): heartbeats and commits then wait for ever.
+            ("metadata.recovery.strategy", "none"),
             ("statistics.interval.ms", "5000"),
             ("queued.max.messages.kbytes", "32768"),
             ("fetch.queue.backoff.ms", "10"),
@@ -129,11 +137,44 @@ fn session(worker: &Arc<Worker>, runtime: &Handle, shutdown: &CancellationToken)
     let all: Vec<i32> = context.lock().keys().copied().collect();
     context.give_away(&all, drain);
     committer.stop();
+    if !ends_within(&committing, COMMITTER_ENDS) {
+        // A commit that waits for a coordinator ends with its consumer.
+        close(&consumer);
+        if !ends_within(&committing, COMMITTER_ENDS) {
+            tracing::error!("a commit does not end; its thread and its consumer are left behind");
+            return end;
+        }
+    }
     if committing.join().is_err() {
         tracing::error!("the committing thread panicked");
     }
     drop(consumer);
     end
+}
+
+/// Whether `thread` ends in time; it tells nobody.
+fn ends_within(thread: &JoinHandle<()>, patience: Duration) -> bool {
+    let start = Instant::now();
+    while !thread.is_finished() {
+        if start.elapsed() > patience {
+            return false;
+        }
+        std::thread::park_timeout(POLL);
+    }
+    true
+}
+
+/// Leaves the group, as far as the broker lets it.
+fn close(consumer: &BaseConsumer<Context>) {
+    let start = Instant::now();
+    if let Err(error) = consumer.close_queue() {
+        tracing::warn!(error = %error, "the consumer could not be closed");
+        return;
+    }
+    while !consumer.closed() && start.elapsed() < CLOSES {
+        // Rebalances are heard of here; no message comes any more.
+        drop(consumer.poll(POLL));
+    }
 }
 
 /// The loop's own state.

@@ -27,6 +27,8 @@ use crate::telemetry::{self, Rebalance, metrics};
 
 /// How long a rebalance waits for blocks under way of the partitions that are given away.
 const SETTLE_ON_REVOKE: Duration = Duration::from_secs(10);
+/// How long a rebalance waits for a commit under way.
+const COMMIT_ENDS: Duration = Duration::from_secs(5);
 /// Time for each question to Kafka within a rebalance.
 const ASK_KAFKA: Duration = Duration::from_secs(5);
 const ASK_KAFKA_TRIES: usize = 3;
@@ -230,11 +232,16 @@ impl Context {
         };
         if patience.is_zero() {
             // Withdrawn first, so that nothing of theirs is committed from here on.
-            self.ownership.withdraw(partitions.iter().copied());
+            self.ownership
+                .withdraw(partitions.iter().copied(), Duration::ZERO);
         }
         self.runtime
             .block_on(join_all(lanes.into_iter().map(|lane| lane.end(patience))));
-        self.ownership.withdraw(partitions.iter().copied());
+        if !self.ownership.withdraw(partitions.iter().copied(), COMMIT_ENDS) {
+            // It may wait for a coordinator that only a rebalance brings, and this is one: it must go on. A commit that
+            // lands late is harmless, for the next owner asks the table what it has.
+            self.fail("a commit did not end while its partition was given away".to_owned());
+        }
         for &partition in partitions {
             self.worker.health.partition_gone(partition);
             telemetry::consumer_lag(partition).set(0.0);
