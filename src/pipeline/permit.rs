@@ -228,7 +228,9 @@ impl Partition {
         let mut limits = self.worker.limits.of(&self.worker, &decoded.tokens).await;
         if !self.worker.config.rate_limit.enabled {
             // With limits switched off since, only old decisions count: new candidates are not charged.
-            limits.iter_mut().for_each(|limit| limit.events = None);
+            for limit in &mut limits {
+                limit.events = None;
+            }
         }
         limits
     }

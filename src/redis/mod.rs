@@ -211,7 +211,7 @@ mod tests {
             let mut answer = old;
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let answer = std::mem::replace(&mut answer, Some(":1\r\n"));
+                let answer = answer.replace(":1\r\n");
                 tokio::spawn(async move {
                     let mut bytes = vec![0; 4096];
                     while let Ok(n @ 1..) = stream.read(&mut bytes).await {
