@@ -39,11 +39,24 @@ fn progress(scene: &Scene) {
     });
 }
 
-/// Two workers under load, of which one after the other goes by `end` and is replaced, `times` times.
-fn one_goes_after_the_other(scene: &Scene, times: u64, end: impl Fn(Worker)) -> Ledger {
+/// Two workers under load, of which one after the other goes by `end` and is replaced, `times` times and then until
+/// there is `enough`.
+fn one_goes_after_the_other(
+    scene: &Scene,
+    times: u64,
+    end: impl Fn(Worker),
+    enough: impl Fn() -> bool,
+) -> Ledger {
     let mut workers = VecDeque::from([scene.start().ready(), scene.start().ready()]);
     let sent = under_load(scene, || {
-        for time in 0..times {
+        for time in 0.. {
+            if time >= times && enough() {
+                break;
+            }
+            assert!(
+                time < times * 10,
+                "what was awaited did not happen in so many times"
+            );
             progress(scene);
             // Not always just after an insert: a block has many moments in which its worker may go.
             std::thread::sleep(Duration::from_millis(time * 67 % 190));
@@ -68,16 +81,14 @@ fn recoveries(scene: &Scene) -> usize {
 #[test]
 fn ten_kills_under_load_leave_the_table_of_an_undisturbed_run() {
     let scene = scene("kill", CLASSIC);
-    one_goes_after_the_other(&scene, 10, Worker::kill);
     // Else no kill has met a block between its announcement and its end, and the test has tested nothing.
-    assert!(recoveries(&scene) > 0);
+    one_goes_after_the_other(&scene, 10, Worker::kill, || recoveries(&scene) > 0);
 }
 
 #[test]
 fn kills_leave_the_table_of_an_undisturbed_run_under_the_new_group_protocol_too() {
     let scene = scene("kill848", CONSUMER);
-    one_goes_after_the_other(&scene, 4, Worker::kill);
-    assert!(recoveries(&scene) > 0);
+    one_goes_after_the_other(&scene, 4, Worker::kill, || recoveries(&scene) > 0);
 }
 
 #[test]
@@ -85,7 +96,7 @@ fn kills_charge_nobody_twice_and_each_event_is_either_written_or_in_overflow() {
     let mut scene = scene("killlimit", CLASSIC);
     // Each token runs into it on the way.
     scene.set("rate_limit.limit", "700");
-    let ledger = one_goes_after_the_other(&scene, 5, Worker::kill);
+    let ledger = one_goes_after_the_other(&scene, 5, Worker::kill, || true);
     assert!(ledger.limited > 0, "{ledger:?}");
     assert_eq!(
         ledger.written,
@@ -97,15 +108,15 @@ fn kills_charge_nobody_twice_and_each_event_is_either_written_or_in_overflow() {
 #[test]
 fn ten_sigterms_under_load_end_with_0_and_leave_the_table_of_an_undisturbed_run() {
     let scene = scene("term", CLASSIC);
-    one_goes_after_the_other(&scene, 10, |worker| {
-        assert_eq!(worker.terminate().code(), Some(0));
-    });
+    let terminate = |worker: Worker| assert_eq!(worker.terminate().code(), Some(0));
+    one_goes_after_the_other(&scene, 10, terminate, || true);
 }
 
 #[test]
 fn sigterms_leave_the_table_of_an_undisturbed_run_under_the_new_group_protocol_too() {
     let scene = scene("term848", CONSUMER);
-    one_goes_after_the_other(&scene, 4, |worker| assert_eq!(worker.terminate().code(), Some(0)));
+    let terminate = |worker: Worker| assert_eq!(worker.terminate().code(), Some(0));
+    one_goes_after_the_other(&scene, 4, terminate, || true);
 }
 
 #[test]
