@@ -33,6 +33,9 @@ const STALL_BEFORE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a dropped partition waits for its rebalance before the consumer is made anew.
 const REJOIN_AFTER: Duration = Duration::from_secs(10);
 
+/// How often partitions that could not start are tried again.
+const START_WAITING_EVERY: Duration = Duration::from_secs(5);
+
 /// Why the worker cannot go on, until somebody has changed something.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
@@ -146,6 +149,7 @@ struct Session<'a> {
     stalled_since: Option<Instant>,
     all_paused: bool,
     dropped_since: Option<Instant>,
+    started_waiting_at: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -164,6 +168,7 @@ impl<'a> Session<'a> {
             stalled_since: None,
             all_paused: false,
             dropped_since: None,
+            started_waiting_at: Instant::now(),
         }
     }
 
@@ -177,6 +182,10 @@ impl<'a> Session<'a> {
             }
             if let Some(why) = self.dropped() {
                 return End::Again(why);
+            }
+            if self.started_waiting_at.elapsed() > START_WAITING_EVERY {
+                self.context.start_waiting(self.consumer);
+                self.started_waiting_at = Instant::now();
             }
             self.close_due();
             if self.memory_is_short() {
