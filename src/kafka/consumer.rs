@@ -38,6 +38,9 @@ const CLOSES: Duration = Duration::from_secs(10);
 /// How long a dropped partition waits for its rebalance before the consumer is made anew.
 const REJOIN_AFTER: Duration = Duration::from_secs(10);
 
+/// How often partitions that could not start are tried again.
+const START_WAITING_EVERY: Duration = Duration::from_secs(5);
+
 /// Why the worker cannot go on, until somebody has changed something.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
@@ -187,6 +190,7 @@ struct Session<'a> {
     stalled_since: Option<Instant>,
     all_paused: bool,
     dropped_since: Option<Instant>,
+    started_waiting_at: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -205,6 +209,7 @@ impl<'a> Session<'a> {
             stalled_since: None,
             all_paused: false,
             dropped_since: None,
+            started_waiting_at: Instant::now(),
         }
     }
 
@@ -218,6 +223,10 @@ impl<'a> Session<'a> {
             }
             if let Some(why) = self.dropped() {
                 return End::Again(why);
+            }
+            if self.started_waiting_at.elapsed() > START_WAITING_EVERY {
+                self.context.start_waiting(self.consumer);
+                self.started_waiting_at = Instant::now();
             }
             self.close_due();
             if self.memory_is_short() {

@@ -3,11 +3,11 @@
 //! Owns where a partition starts, the life of its tasks, and its place in the ownership table. Runs inside the polling
 //! thread's `poll`; partitions that are given away settle or are dropped before the rebalance goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use rdkafka::client::ClientContext;
@@ -32,6 +32,10 @@ const COMMIT_ENDS: Duration = Duration::from_secs(5);
 /// Time for each question to Kafka within a rebalance.
 const ASK_KAFKA: Duration = Duration::from_secs(5);
 const ASK_KAFKA_TRIES: usize = 3;
+/// Time for all partitions' bounds within a rebalance; those that are not known by then are asked for later.
+const ASK_BOUNDS: Duration = Duration::from_secs(10);
+/// Time for later questions, between two polls.
+const ASK_BOUNDS_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the callbacks need; shared with the loop.
 pub(super) struct Context {
@@ -40,6 +44,8 @@ pub(super) struct Context {
     committer: Committer,
     ownership: Arc<Ownership>,
     intakes: Mutex<BTreeMap<i32, Intake>>,
+    /// Assigned partitions that cannot start, because nobody tells where they begin and end.
+    waiting: Mutex<VecDeque<Waiting>>,
     broken: Mutex<Option<Broken>>,
 }
 
@@ -51,8 +57,21 @@ pub(super) enum Broken {
     Version(UnknownVersion),
 }
 
-/// Where each partition starts, or why it does not.
-type Starts = Vec<(i32, Result<Start, Refusal>)>;
+/// A partition without a leader: the others must not wait for it.
+#[derive(Clone, Debug)]
+struct Waiting {
+    partition: i32,
+    /// What the group has committed. Nobody else commits while the partition is ours.
+    committed: Option<(i64, String)>,
+}
+
+/// Where a partition starts, or why it does not.
+#[derive(Debug)]
+enum Asked {
+    Starts(Start),
+    Refused(Refusal),
+    Unknown(KafkaError),
+}
 
 /// Counts assignments over all sessions of this process.
 static EPOCH: AtomicU64 = AtomicU64::new(1);
@@ -65,6 +84,7 @@ impl Context {
             committer,
             ownership: Arc::default(),
             intakes: Mutex::default(),
+            waiting: Mutex::default(),
             broken: Mutex::default(),
         }
     }
@@ -91,8 +111,16 @@ impl Context {
         tracing::error!(partition, reason = %refusal, "the partition is stopped");
     }
 
-    /// Reads where each of the partitions starts.
-    fn starts(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> Result<Starts, KafkaError> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the group has committed of each of the partitions.
+    fn committed(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &[i32],
+    ) -> Result<Vec<Waiting>, KafkaError> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -104,9 +132,7 @@ impl Context {
             }
             consumer.committed_offsets(tpl, ASK_KAFKA)
         })?;
-        let mut starts = Vec::new();
-        for &partition in partitions {
-            let (low, high) = again(|| consumer.fetch_watermarks(topic, partition, ASK_KAFKA))?;
+        let of = |&partition: &i32| {
             let element = committed.find_partition(topic, partition);
             if let Some(Err(error)) = element.as_ref().map(TopicPartitionListElem::error) {
                 return Err(error);
@@ -115,16 +141,35 @@ impl Context {
                 // The client library panics on metadata that is not UTF-8: foreign text, so none of ours.
                 Offset::Offset(offset) => Some((
                     offset,
-                    catch_unwind(AssertUnwindSafe(|| element.metadata())).unwrap_or_default(),
+                    catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned())).unwrap_or_default(),
                 )),
                 _ => None,
             });
-            starts.push((
-                partition,
-                metadata::start(committed, low, high, self.worker.config.kafka.incarnation),
-            ));
+            Ok(Waiting { partition, committed })
+        };
+        partitions.iter().map(of).collect()
+    }
+
+    /// Where a partition starts, as far as Kafka tells within `patience`.
+    fn ask(&self, consumer: &BaseConsumer<Self>, waiting: &Waiting, patience: Duration) -> Asked {
+        let kafka = &self.worker.config.kafka;
+        // Without any time left it is not asked at all.
+        let bounds = if patience.is_zero() {
+            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut))
+        } else {
+            consumer.fetch_watermarks(&kafka.topic, waiting.partition, patience.min(ASK_KAFKA))
+        };
+        let committed = waiting
+            .committed
+            .as_ref()
+            .map(|(offset, text)| (*offset, &**text));
+        match bounds {
+            Err(error) => Asked::Unknown(error),
+            Ok((low, high)) => match metadata::start(committed, low, high, kafka.incarnation) {
+                Ok(start) => Asked::Starts(start),
+                Err(refusal) => Asked::Refused(refusal),
+            },
         }
-        Ok(starts)
     }
 
     fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
@@ -132,74 +177,41 @@ impl Context {
             .rebalances
             .of(Rebalance::Assigned)
             .increment(partitions.len() as u64);
-        let kafka = &self.worker.config.kafka;
-        let starts = match self.starts(consumer, partitions) {
-            Ok(starts) => starts,
-            Err(error) => {
-                self.fail(format!("the committed offsets could not be read: {error}"));
-                Vec::new()
-            }
-        };
-        let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
+        let topic = &self.worker.config.kafka.topic;
+        let committed = self.committed(consumer, partitions).unwrap_or_else(|error| {
+            self.fail(format!("the committed offsets could not be read: {error}"));
+            Vec::new()
+        });
+        let until = Instant::now() + ASK_BOUNDS;
         let highest = Highest::new(Arc::clone(&self.worker), partitions.to_vec());
         let (mut run, mut stop) = (TopicPartitionList::new(), TopicPartitionList::new());
         for &partition in partitions {
-            let start = match starts.iter().find(|(p, _)| *p == partition) {
-                Some((_, Ok(start))) => *start,
-                Some((_, Err(Refusal::Version(version)))) => {
-                    self.break_off(Broken::Version(version.clone()));
-                    stop.add_partition(&kafka.topic, partition);
-                    continue;
+            let committed = committed.iter().find(|c| c.partition == partition);
+            let read_from = committed.and_then(|committed| {
+                let patience = until.saturating_duration_since(Instant::now());
+                match self.ask(consumer, committed, patience) {
+                    Asked::Unknown(error) => {
+                        self.wait(committed.clone(), &error);
+                        None
+                    }
+                    Asked::Refused(refusal) => {
+                        self.refuse(partition, &refusal);
+                        None
+                    }
+                    Asked::Starts(start) => Some(self.begin(partition, start, highest.clone())),
                 }
-                Some((_, Err(refusal))) => {
-                    self.stopped(partition, refusal);
-                    stop.add_partition(&kafka.topic, partition);
-                    continue;
-                }
-                None => {
-                    stop.add_partition(&kafka.topic, partition);
-                    continue;
-                }
-            };
-            if start.missing > 0 {
-                metrics().offsets_missing.increment(start.missing as u64);
-                tracing::error!(
-                    partition,
-                    from = start.committed,
-                    records = start.missing,
-                    "retention removed records before they were read"
-                );
+            });
+            // Those that are stopped belong to this member, but nothing is read from them.
+            if read_from.is_none() {
+                stop.add_partition(topic, partition);
             }
-            tracing::info!(
-                partition,
-                epoch,
-                offset = start.committed,
-                announced_end = start.announced.map(|a| a.end),
-                "the partition starts"
-            );
-            if let Err(error) =
-                run.add_partition_offset(&kafka.topic, partition, Offset::Offset(start.read_from))
-            {
+            let offset = read_from.map_or(Offset::End, Offset::Offset);
+            if let Err(error) = run.add_partition_offset(topic, partition, offset) {
                 self.fail(format!("an offset could not be set: {error}"));
             }
-            self.ownership.grant(partition, epoch);
-            let assigned = Assigned {
-                partition,
-                epoch,
-                committed: start.committed,
-                highest: highest.clone(),
-            };
-            let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);
-            let intake = Intake::new(start, epoch, kafka.incarnation, &self.worker.in_flight, lane);
-            self.lock().insert(partition, intake);
         }
-        // They belong to this member, but nothing is read from them.
-        let stopped = stop.elements();
-        let added = stopped
-            .iter()
-            .try_for_each(|p| run.add_partition_offset(&kafka.topic, p.partition(), Offset::End));
         // Once, and also for none at all (a rebalance that brought nothing): the group waits for this answer.
-        if let Err(error) = added.and_then(|()| consumer.incremental_assign(&run)) {
+        if let Err(error) = consumer.incremental_assign(&run) {
             self.fail(format!("partitions could not be assigned: {error}"));
         }
         if stop.count() > 0
@@ -207,6 +219,104 @@ impl Context {
         {
             self.fail(format!("partitions could not be paused: {error}"));
         }
+    }
+
+    /// Grants the partition and starts its tasks. Answers the offset to read from.
+    fn begin(&self, partition: i32, start: Start, highest: Highest) -> i64 {
+        if start.missing > 0 {
+            metrics().offsets_missing.increment(start.missing as u64);
+            tracing::error!(
+                partition,
+                from = start.committed,
+                records = start.missing,
+                "retention removed records before they were read"
+            );
+        }
+        let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            partition,
+            epoch,
+            offset = start.committed,
+            announced_end = start.announced.map(|a| a.end),
+            "the partition starts"
+        );
+        self.ownership.grant(partition, epoch);
+        let assigned = Assigned {
+            partition,
+            epoch,
+            committed: start.committed,
+            highest,
+        };
+        let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);
+        let incarnation = self.worker.config.kafka.incarnation;
+        let intake = Intake::new(start, epoch, incarnation, &self.worker.in_flight, lane);
+        self.lock().insert(partition, intake);
+        start.read_from
+    }
+
+    fn refuse(&self, partition: i32, refusal: &Refusal) {
+        match refusal {
+            Refusal::Version(version) => self.break_off(Broken::Version(version.clone())),
+            refusal => self.stopped(partition, refusal),
+        }
+    }
+
+    fn wait(&self, waiting: Waiting, error: &KafkaError) {
+        let partition = waiting.partition;
+        let why = format!("Kafka does not tell where it begins and ends: {error}; asking again");
+        tracing::warn!(partition, error = %error, "the partition cannot start; asking again");
+        self.worker.health.partition_stopped(partition, why);
+        self.waiting().push_back(waiting);
+    }
+
+    /// Starts those of the waiting partitions that can be now. Called between polls; each in its turn.
+    pub(super) fn start_waiting(&self, consumer: &BaseConsumer<Self>) {
+        let until = Instant::now() + ASK_BOUNDS_AGAIN;
+        // Not within the loop's head, where the lock would be held all through it.
+        let turns = self.waiting().len();
+        for _ in 0..turns {
+            let patience = until.saturating_duration_since(Instant::now());
+            let Some(waiting) = (!patience.is_zero())
+                .then(|| self.waiting().pop_front())
+                .flatten()
+            else {
+                return;
+            };
+            let partition = waiting.partition;
+            match self.ask(consumer, &waiting, patience) {
+                Asked::Unknown(error) => {
+                    tracing::debug!(partition, error = %error, "the partition cannot start yet");
+                    self.waiting().push_back(waiting);
+                }
+                Asked::Refused(refusal) => self.refuse(partition, &refusal),
+                Asked::Starts(start) => {
+                    self.worker.health.partition_gone(partition);
+                    let highest = Highest::new(Arc::clone(&self.worker), vec![partition]);
+                    let read_from = self.begin(partition, start, highest);
+                    if let Err(error) = self.assign_anew(consumer, partition, read_from) {
+                        self.fail(format!("a partition could not be assigned: {error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Until now it was assigned without being read.
+    fn assign_anew(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: i32,
+        read_from: i64,
+    ) -> Result<(), KafkaError> {
+        let mut tpl = TopicPartitionList::new();
+        tpl.add_partition_offset(
+            &self.worker.config.kafka.topic,
+            partition,
+            Offset::Offset(read_from),
+        )?;
+        consumer.incremental_unassign(&tpl)?;
+        consumer.incremental_assign(&tpl)?;
+        consumer.resume(&tpl)
     }
 
     fn fail(&self, why: String) {
@@ -222,6 +332,7 @@ impl Context {
 
     /// Ends the partitions' tasks: what is under way has `patience` to settle, the rest is dropped.
     pub(super) fn give_away(&self, partitions: &[i32], patience: Duration) {
+        self.waiting().retain(|w| !partitions.contains(&w.partition));
         let lanes: Vec<Lane> = {
             let mut intakes = self.lock();
             partitions

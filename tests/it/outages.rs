@@ -135,3 +135,37 @@ fn a_worker_whose_clock_is_off_says_so_and_does_not_hammer() {
     assert_eq!(scene.clickhouse.count(&scene.database), 10);
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_partition_without_a_leader_does_not_hold_up_the_others() {
+    let scene = Scene::private_of("leaderless", 6, 3);
+    let stack = scene.stack.as_ref().unwrap();
+    let event = |n| {
+        Record::of(
+            n % 6,
+            format!(r#"{{"token":"t","event":"e","distinct_id":"{n}"}}"#),
+        )
+    };
+    scene.produce((0..600).map(event).collect());
+    stack.stop(Service::ThirdBroker);
+    let worker = scene.start();
+    eventually("the other partitions are written", READY_WITHIN, || {
+        let rows = scene.clickhouse.count(&scene.database);
+        seen(rows == 400, rows)
+    });
+    let (_, body) = worker.readiness().unwrap();
+    assert_eq!(
+        body["stopped"].as_object().map(serde_json::Map::len),
+        Some(2),
+        "{body}"
+    );
+    stack.start(Service::ThirdBroker);
+    scene.settled_within(Duration::from_secs(50));
+    assert_eq!(scene.clickhouse.count(&scene.database), 600);
+    assert_eq!(
+        worker.metric("sluice_consumer_restarts_total").unwrap_or(0.0),
+        0.0
+    );
+    assert_eq!(worker.metric("sluice_stopped_partitions"), Some(0.0));
+    assert_eq!(worker.terminate().code(), Some(0));
+}

@@ -59,7 +59,12 @@ impl Scene {
 
     /// A scene on a stack of its own, whose services may be stopped.
     pub(crate) fn private(name: &str, partitions: i32) -> Self {
-        let stack = PrivateStack::up();
+        Self::private_of(name, partitions, 1)
+    }
+
+    /// The same with several brokers. A topic has each partition on one of them alone.
+    pub(crate) fn private_of(name: &str, partitions: i32, brokers: u32) -> Self {
+        let stack = PrivateStack::up(brokers);
         Self::on(stack.addresses.clone(), Some(stack), name, partitions)
     }
 

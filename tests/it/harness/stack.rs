@@ -40,6 +40,8 @@ impl Addresses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Kafka,
+    /// One broker of a stack of three.
+    ThirdBroker,
     Redis,
     ClickHouse,
 }
@@ -48,6 +50,7 @@ impl Service {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kafka => "kafka",
+            Self::ThirdBroker => "kafka-3",
             Self::Redis => "redis",
             Self::ClickHouse => "clickhouse",
         }
@@ -66,8 +69,8 @@ pub(crate) struct PrivateStack {
 }
 
 impl PrivateStack {
-    /// Waits for its turn, then starts a stack.
-    pub(crate) fn up() -> Self {
+    /// Waits for its turn, then starts a stack with that many brokers.
+    pub(crate) fn up(brokers: u32) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let turn = Turn::take();
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +93,7 @@ impl PrivateStack {
             guardian,
             _turn: turn,
         };
-        stack.command("up", &[]);
+        stack.command("up", &["--kafka-brokers", &brokers.to_string()]);
         let lines = stack.command("env", &[]);
         let values: HashMap<&str, &str> = lines.lines().filter_map(|line| line.split_once('=')).collect();
         stack.addresses =
