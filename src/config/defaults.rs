@@ -83,7 +83,7 @@ impl Default for Batch {
 impl Default for Worker {
     fn default() -> Self {
         Self {
-            max_in_flight_bytes: 128 << 20,
+            max_in_flight_bytes: 256 << 20,
             max_events_per_second: 0,
             drain_seconds: 20,
         }

@@ -197,7 +197,8 @@ pub struct Batch {
 #[derive(Debug, Clone, Serialize)]
 pub struct Worker {
     /// Bytes of records one worker holds before it pauses partitions, 1 MiB to 64 GiB, at least twice
-    /// `batch.max_bytes`. Default 134,217,728 (128 MiB). Its memory is about five times this.
+    /// `batch.max_bytes`. Default 268,435,456 (256 MiB). Its memory is about five times this; less makes
+    /// smaller blocks and more inserts.
     pub max_in_flight_bytes: u64,
     /// Events a second one worker takes in, 0 for no cap. Default 0.
     pub max_events_per_second: u32,

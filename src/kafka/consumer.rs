@@ -29,7 +29,9 @@ use crate::telemetry::{Service, metrics};
 const POLL: Duration = Duration::from_millis(5);
 /// Messages between two looks at which blocks are due.
 const MESSAGES_PER_LOOK: usize = 512;
-/// How long all intake may stand still for memory before the partitions are paused, so that polling can go on.
+/// The least that a partition may hold where memory is shared out, in bytes: a record always fits.
+const SMALLEST_SHARE: u64 = 1 << 20;
+/// How long all intake may stand still for memory before it is shared out, so that polling can go on.
 const STALL_BEFORE_PAUSE: Duration = Duration::from_secs(1);
 /// How long the committing thread may take to end, once with the consumer open and once with it closed.
 const COMMITTER_ENDS: Duration = Duration::from_secs(3);
@@ -188,7 +190,8 @@ struct Session<'a> {
     bounds: Bounds,
     headers: Vec<u8>,
     stalled_since: Option<Instant>,
-    all_paused: bool,
+    /// Memory was short for long: each partition has its share.
+    sharing: bool,
     dropped_since: Option<Instant>,
     started_waiting_at: Instant,
 }
@@ -207,7 +210,7 @@ impl<'a> Session<'a> {
             },
             headers: Vec::new(),
             stalled_since: None,
-            all_paused: false,
+            sharing: false,
             dropped_since: None,
             started_waiting_at: Instant::now(),
         }
@@ -308,65 +311,65 @@ impl<'a> Session<'a> {
                 let pause = intake.close_due(self.bounds, age);
                 if pause != intake.paused {
                     intake.paused = pause;
-                    changes.push((partition, pause));
+                    if !intake.over_share {
+                        changes.push((partition, pause));
+                    }
                 }
             }
             metrics().assigned_partitions.set(intakes.len() as f64);
             metrics()
                 .paused_partitions
-                .set(intakes.values().filter(|i| i.paused).count() as f64);
+                .set(intakes.values().filter(|i| i.paused || i.over_share).count() as f64);
         }
-        if !self.all_paused {
-            for (partition, pause) in changes {
-                self.pause(partition, pause);
-            }
+        for (partition, pause) in changes {
+            self.pause(partition, pause);
         }
     }
 
     /// Bounds memory: beyond `worker.max_in_flight_bytes` nothing is polled. Short waits keep what the client has
-    /// fetched; a long one pauses the partitions, so that polling, and with it the membership, goes on. Where nothing
-    /// is under way that could free memory (it is all in announced blocks, which must be read whole), the bound
-    /// gives way.
+    /// fetched. After a long one each partition has its share: those that hold more are paused, and the others go on,
+    /// so that one that waits (for permits, say) does not hold up the rest, and polling, and with it the membership,
+    /// goes on. Where nothing is under way that could free memory (it is all in announced blocks, which must be read
+    /// whole), the bound gives way.
     fn memory_is_short(&mut self) -> bool {
         let bytes = self.worker.in_flight.bytes();
         let most = self.worker.config.worker.max_in_flight_bytes;
         metrics().in_flight_bytes.set(bytes as f64);
-        let frees = |context: &Context| {
-            let mut intakes = context.lock();
-            intakes.values_mut().for_each(Intake::close_if_idle);
-            intakes.values().any(Intake::is_working)
-        };
-        if self.all_paused {
-            if bytes < most / 4 * 3 || !frees(self.context) {
-                self.all_paused = false;
-                self.stalled_since = None;
-                self.pause_all(false);
-            }
+        if self.sharing {
+            self.sharing = bytes >= most / 4 * 3;
+            self.share(if self.sharing { most } else { u64::MAX });
             return false;
         }
-        if bytes < most || !frees(self.context) {
+        if bytes < most || !self.context.frees_memory() {
             self.stalled_since = None;
             return false;
         }
         let since = *self.stalled_since.get_or_insert_with(Instant::now);
-        if since.elapsed() > STALL_BEFORE_PAUSE {
-            self.all_paused = true;
-            self.pause_all(true);
-            return false;
-        }
-        true
+        self.sharing = since.elapsed() > STALL_BEFORE_PAUSE;
+        !self.sharing
     }
 
-    fn pause_all(&self, pause: bool) {
-        let partitions: Vec<i32> = {
-            let intakes = self.context.lock();
-            intakes
-                .iter()
-                .filter(|(_, i)| pause || !i.paused)
-                .map(|(&p, _)| p)
-                .collect()
-        };
-        for partition in partitions {
+    /// Pauses the partitions that hold more than their share of `most` bytes, and resumes those that hold half of it.
+    fn share(&mut self, most: u64) {
+        self.stalled_since = None;
+        let mut changes = Vec::new();
+        {
+            let mut intakes = self.context.lock();
+            let share = (most / (intakes.len() as u64).max(1)).max(SMALLEST_SHARE);
+            for (&partition, intake) in intakes.iter_mut() {
+                intake.close_if_idle();
+                let over = !intake.is_announced()
+                    && intake.is_working()
+                    && intake.held() > if intake.over_share { share / 2 } else { share };
+                if over != intake.over_share {
+                    intake.over_share = over;
+                    if !intake.paused {
+                        changes.push((partition, over));
+                    }
+                }
+            }
+        }
+        for (partition, pause) in changes {
             self.pause(partition, pause);
         }
     }

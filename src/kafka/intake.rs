@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::metadata::{Announcement, Previous, Refusal, Start};
 use crate::event::Record;
-use crate::pipeline::block::{Cut, InFlight, Open, Slot, fingerprint};
+use crate::pipeline::block::{Cut, InFlight, Open, fingerprint};
 use crate::pipeline::lane::Lane;
 
 /// Blocks of one partition that may be closed and unsettled: one being written, one prepared, one waiting.
@@ -36,8 +36,10 @@ pub struct Intake {
     verify: Option<Previous>,
     incarnation: u32,
     in_flight: Arc<InFlight>,
-    /// Paused because its blocks are not taken fast enough.
+    /// Its block is full, and nobody takes it.
     pub paused: bool,
+    /// Memory is short, and it holds more than its share.
+    pub over_share: bool,
 }
 
 impl Intake {
@@ -53,6 +55,7 @@ impl Intake {
             incarnation,
             in_flight: Arc::clone(in_flight),
             paused: false,
+            over_share: false,
         }
     }
 
@@ -111,7 +114,7 @@ impl Intake {
         }
         let full = self.open.len() >= bounds.rows || self.open.bytes() >= bounds.bytes;
         let old = self.opened_at.elapsed() >= age;
-        let outstanding = lane.outstanding();
+        let outstanding = lane.outstanding().blocks();
         if (full && outstanding < MOST_OUTSTANDING) || (old && outstanding < IDLE_OUTSTANDING) {
             self.close();
             return false;
@@ -128,7 +131,10 @@ impl Intake {
     pub fn close_if_idle(&mut self) {
         if self.announced.is_none()
             && !self.open.is_empty()
-            && self.lane.as_ref().is_some_and(|lane| lane.outstanding() == 0)
+            && self
+                .lane
+                .as_ref()
+                .is_some_and(|lane| lane.outstanding().blocks() == 0)
         {
             self.close();
         }
@@ -137,7 +143,7 @@ impl Intake {
     fn close(&mut self) {
         let Some(lane) = &self.lane else { return };
         let cut = self.announced.take().map_or(Cut::Free, Cut::Announced);
-        let slot = Slot::take(lane.outstanding_counter());
+        let slot = lane.outstanding().take(self.open.bytes());
         let block = self.open.close(cut, self.epoch, slot);
         lane.offer(block);
     }
@@ -147,9 +153,22 @@ impl Intake {
         !self.open.is_empty() || self.is_working()
     }
 
+    /// Bytes of its records in memory.
+    pub fn held(&self) -> u64 {
+        let outstanding = self.lane.as_ref().map_or(0, |lane| lane.outstanding().bytes());
+        self.open.bytes() as u64 + outstanding
+    }
+
+    /// Whether an announced block is being read, which must be whole.
+    pub fn is_announced(&self) -> bool {
+        self.announced.is_some()
+    }
+
     /// Whether blocks of it are under way.
     pub fn is_working(&self) -> bool {
-        self.lane.as_ref().is_some_and(|lane| lane.outstanding() > 0)
+        self.lane
+            .as_ref()
+            .is_some_and(|lane| lane.outstanding().blocks() > 0)
     }
 
     /// Whether its tasks have ended by themselves: the partition was dropped.

@@ -330,6 +330,13 @@ impl Context {
             .get_or_insert(broken);
     }
 
+    /// Whether something is under way that will free memory; closes what stands in its way.
+    pub(super) fn frees_memory(&self) -> bool {
+        let mut intakes = self.lock();
+        intakes.values_mut().for_each(Intake::close_if_idle);
+        intakes.values().any(Intake::is_working)
+    }
+
     /// Ends the partitions' tasks: what is under way has `patience` to settle, the rest is dropped.
     pub(super) fn give_away(&self, partitions: &[i32], patience: Duration) {
         self.waiting().retain(|w| !partitions.contains(&w.partition));

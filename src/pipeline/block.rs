@@ -41,21 +41,46 @@ impl InFlight {
     }
 }
 
-/// Counts one block against its partition for as long as it lives.
-#[derive(Debug)]
-pub struct Slot(Arc<AtomicUsize>);
+/// A partition's blocks that are closed and not settled.
+#[derive(Debug, Default)]
+pub struct Outstanding {
+    blocks: AtomicUsize,
+    bytes: AtomicU64,
+}
 
-impl Slot {
-    /// Takes a place in `outstanding`.
-    pub fn take(outstanding: &Arc<AtomicUsize>) -> Self {
-        outstanding.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(outstanding))
+impl Outstanding {
+    /// How many there are.
+    pub fn blocks(&self) -> usize {
+        self.blocks.load(Ordering::Acquire)
     }
+
+    /// The bytes of their records.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Counts a block of so many bytes for as long as the answer lives.
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Slot {
+        self.blocks.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(bytes as u64, Ordering::AcqRel);
+        Slot {
+            outstanding: Arc::clone(self),
+            bytes: bytes as u64,
+        }
+    }
+}
+
+/// One block's place among its partition's.
+#[derive(Debug)]
+pub struct Slot {
+    outstanding: Arc<Outstanding>,
+    bytes: u64,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.outstanding.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.outstanding.blocks.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -297,7 +322,7 @@ mod tests {
     use super::*;
 
     fn slot() -> Slot {
-        Slot::take(&Arc::default())
+        Arc::<Outstanding>::default().take(0)
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_c
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::block::Block;
+use super::block::{Block, Outstanding};
 use super::{Dropped, Partition, Prepared, Worker, recovery, timed};
 use crate::kafka::committer::Committer;
 use crate::telemetry::Stage;
@@ -64,7 +64,7 @@ pub struct Assigned {
 #[derive(Debug)]
 pub struct Lane {
     blocks: UnboundedSender<Block>,
-    outstanding: Arc<AtomicUsize>,
+    outstanding: Arc<Outstanding>,
     stop: CancellationToken,
     stopped: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -102,12 +102,7 @@ impl Lane {
     }
 
     /// Blocks handed on and not settled.
-    pub fn outstanding(&self) -> usize {
-        self.outstanding.load(Ordering::Acquire)
-    }
-
-    /// What a block's slot counts on.
-    pub fn outstanding_counter(&self) -> &Arc<AtomicUsize> {
+    pub fn outstanding(&self) -> &Arc<Outstanding> {
         &self.outstanding
     }
 

@@ -329,3 +329,38 @@ fn a_partition_that_waits_hears_of_a_new_limit() {
     assert_eq!(scene.clickhouse.count(&scene.database), 10);
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_partition_that_waits_does_not_hold_up_the_others() {
+    let mut scene = Scene::new("shares", 2);
+    scene.set("rate_limit.when_over", "wait");
+    // Less memory than the waiting partition would take.
+    scene.set("batch.max_bytes", "262144");
+    scene.set("worker.max_in_flight_bytes", "1048576");
+    let limit = scene.key("config:rate_limit:{blocked}");
+    scene.redis().set::<_, _, ()>(&limit, "0").unwrap();
+    let padding = "x".repeat(20_000);
+    let blocked = (0..300).map(|n| {
+        Record::of(
+            0,
+            format!(
+                r#"{{"token":"blocked","event":"e","distinct_id":"d{n}","properties":{{"p":"{padding}"}}}}"#
+            ),
+        )
+    });
+    scene.produce(blocked.collect());
+    let worker = scene.start().ready();
+    eventually("the waiting partition is paused", Duration::from_mins(1), || {
+        let paused = worker.metric("sluice_paused_partitions").unwrap_or(0.0);
+        seen(paused > 0.0, paused)
+    });
+    scene.produce((0..50).map(|n| event(1, "free", n)).collect());
+    eventually("the other one is written", Duration::from_mins(1), || {
+        let rows = scene.clickhouse.count(&scene.database);
+        seen(rows == 50, rows)
+    });
+    scene.redis().set::<_, _, ()>(&limit, "unlimited").unwrap();
+    scene.settled();
+    assert_eq!(scene.clickhouse.count(&scene.database), 350);
+    assert_eq!(worker.terminate().code(), Some(0));
+}
