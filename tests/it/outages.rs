@@ -162,10 +162,8 @@ fn a_partition_without_a_leader_does_not_hold_up_the_others() {
     stack.start(Service::ThirdBroker);
     scene.settled_within(Duration::from_secs(50));
     assert_eq!(scene.clickhouse.count(&scene.database), 600);
-    assert_eq!(
-        worker.metric("sluice_consumer_restarts_total").unwrap_or(0.0),
-        0.0
-    );
+    let restarts = worker.metric("sluice_consumer_restarts_total");
+    assert_eq!(restarts.filter(|count| *count > 0.0), None);
     assert_eq!(worker.metric("sluice_stopped_partitions"), Some(0.0));
     assert_eq!(worker.terminate().code(), Some(0));
 }
