@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, LogFormat};
@@ -26,7 +25,7 @@ pub mod verify;
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
 
-/// Exactly-once event ingestion from Kafka through Redis into `ClickHouse`.
+/// Exactly-once event ingestion from Kafka through Redis into ClickHouse.
 #[derive(Debug, Parser)]
 #[command(name = "sluice", version, arg_required_else_help = true)]
 struct Cli {
@@ -37,6 +36,7 @@ struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// Configuration, a TOML file. Each key is overridden by the variable `SLUICE_<SECTION>__<KEY>`.
     #[arg(long, global = true, value_name = "FILE", env = "SLUICE_CONFIG")]
@@ -118,7 +118,8 @@ fn prepare(cli: Cli) -> Result<Invocation, CliError> {
         log_level,
     } = cli.global;
     let config = Config::load(config.as_deref())?;
-    telemetry::init_logs(log_format, EnvFilter::new(log_level)).map_err(anyhow::Error::from)?;
+    let filter = telemetry::log_filter(&log_level).map_err(CliError::Usage)?;
+    telemetry::init_logs(log_format, filter).map_err(anyhow::Error::from)?;
     Ok(Invocation {
         config,
         command: cli.command,
@@ -142,9 +143,33 @@ impl Invocation {
 
 /// Tells an error, with its causes, and gives the exit code that belongs to it.
 pub fn fail(error: &CliError) -> ExitCode {
-    // `{:#}` is the whole chain for a failure, and the message for the others.
-    writeln!(io::stderr(), "sluice: {error:#}").ok();
+    let text = match error {
+        CliError::Failure(error) => with_causes(error.as_ref()),
+        CliError::Config(_) | CliError::Usage(_) => error.to_string(),
+    };
+    writeln!(io::stderr(), "sluice: {text}").ok();
     ExitCode::from(error.exit_code())
+}
+
+/// The error and what caused it, each cause once: client libraries repeat some of theirs.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = first_paragraph(&error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = first_paragraph(&error.to_string());
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What a text says before its first empty line, after which `ClickHouse` goes on with general advice.
+fn first_paragraph(text: &str) -> String {
+    let text = text.trim();
+    text.split("\n\n").next().unwrap_or(text).to_owned()
 }
 
 /// Writes a result to standard output. A reader that has enough (`sluice check | head`) is no failure.
@@ -161,9 +186,7 @@ pub fn print(text: &str) -> Result<(), CliError> {
 /// An empty `RUST_LOG` is how an environment says "not set".
 fn log_filter(text: &str) -> Result<String, String> {
     let text = if text.trim().is_empty() { "info" } else { text };
-    EnvFilter::try_new(text)
-        .map(|_| text.to_owned())
-        .map_err(|error| error.to_string())
+    telemetry::log_filter(text).map(|_| text.to_owned())
 }
 
 #[cfg(test)]
@@ -175,6 +198,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_cause_is_told_once_and_without_its_advice() {
+        let error = anyhow::anyhow!("password is wrong\n\nTo reset it, see\nthe manual")
+            .context("refused: password is wrong")
+            .context("cannot migrate");
+        assert_eq!(
+            with_causes(error.as_ref()),
+            "cannot migrate: refused: password is wrong"
+        );
     }
 
     #[test]
@@ -194,6 +228,7 @@ mod tests {
             vec!["sluice", "chekc"],
             vec!["sluice"],
             vec!["sluice", "check", "--log-level", "a=b=c"],
+            vec!["sluice", "check", "--log-level", "loud"],
         ] {
             assert_eq!(Cli::try_parse_from(&args).unwrap_err().exit_code(), 2, "{args:?}");
         }

@@ -30,7 +30,7 @@ const LEAVING: Duration = Duration::from_secs(4);
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Role {
-    /// Takes events from Kafka to `ClickHouse`.
+    /// Takes events from Kafka to ClickHouse.
     Worker,
     /// Answers queries over HTTP.
     Api,
@@ -85,6 +85,13 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
         None
     };
 
+    tracing::info!(address = %config.http.admin_listen, "serving metrics and health");
+    if api.is_some() {
+        tracing::info!(address = %config.http.listen, "serving the read API");
+        if config.api.keys.is_empty() {
+            tracing::warn!("api.keys is empty: the read API will refuse every request");
+        }
+    }
     let admin = tokio::spawn(health::serve(
         admin,
         Arc::clone(&health),

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use tokio::runtime::Handle;
 
 use super::progress::Progress;
-use super::{CliError, print};
+use super::{CliError, print, with_causes};
 use crate::config::Config;
 use crate::verify::{self, Ledger, Offenders, Watch};
 
@@ -32,7 +32,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
     .await
     .context("the verifying thread failed")?;
     // Client libraries may repeat what they were given.
-    let ledger = ledger.map_err(|error| anyhow::anyhow!(config.scrub(&format!("{error:#}"))))?;
+    let ledger = ledger.map_err(|error| anyhow::anyhow!(config.scrub(&with_causes(error.as_ref()))))?;
     if args.json {
         print(&(serde_json::to_string(&ledger).map_err(anyhow::Error::from)? + "\n"))?;
     } else {

@@ -60,6 +60,8 @@ pub(super) struct Layers {
     entries: BTreeMap<String, Entry>,
     sections: BTreeMap<String, Source>,
     asked: BTreeSet<&'static str>,
+    /// Variables with the prefix that name no section and key.
+    unread: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -73,6 +75,7 @@ impl Layers {
             entries: BTreeMap::new(),
             sections: BTreeMap::new(),
             asked: BTreeSet::new(),
+            unread: Vec::new(),
             problems: Vec::new(),
         };
         if let Some(path) = file {
@@ -121,7 +124,11 @@ impl Layers {
 
     fn read_variable(&mut self, name: &OsString, value: OsString) {
         let name = name.to_string_lossy();
-        let Some((section, key)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__")) else {
+        let Some(rest) = name.strip_prefix(PREFIX) else {
+            return;
+        };
+        let Some((section, key)) = rest.split_once("__") else {
+            self.unread.push(name.to_string());
             return;
         };
         if FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
@@ -178,6 +185,20 @@ impl Layers {
                 };
                 self.problems
                     .push(format!("{key} = {shown} ({}): no such key; {hint}", entry.source));
+            }
+        }
+        // Other programs' variables may begin so, too (Kubernetes makes some of a service's name); one that is a
+        // key but for an underscore is meant for us.
+        for name in &self.unread {
+            let meant = self.asked.iter().find_map(|known| {
+                let (section, key) = known.split_once('.')?;
+                let spelt = |between| format!("{PREFIX}{section}{between}{key}").to_ascii_uppercase();
+                (*name == spelt("_")).then(|| spelt("__"))
+            });
+            if let Some(meant) = meant {
+                self.problems.push(format!(
+                    "environment {name}: would have no effect; did you mean {meant} (two underscores)?"
+                ));
             }
         }
         if self.problems.is_empty() {

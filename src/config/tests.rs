@@ -50,6 +50,25 @@ fn the_environment_overrides_the_file_and_the_file_the_defaults() {
 }
 
 #[test]
+fn a_variable_with_one_underscore_is_refused_without_its_value_and_others_programs_are_left_alone() {
+    let message = refusal("", &[("SLUICE_REDIS_URL", "redis://:secret@h:1")]);
+    assert!(
+        message.contains("SLUICE_REDIS_URL") && message.contains("SLUICE_REDIS__URL"),
+        "{message}"
+    );
+    assert!(!message.contains("secret"), "{message}");
+    load(
+        "",
+        &[
+            ("SLUICE_REDIS_PORT", "tcp://10.0.0.1:6379"),
+            ("SLUICE_REDIS_SERVICE_HOST", "10.0.0.1"),
+            ("SLUICE_CONFIG", "a.toml"),
+        ],
+    )
+    .unwrap();
+}
+
+#[test]
 fn every_type_is_read_from_the_environment() {
     let hash = "ab".repeat(32);
     let keys = format!(r#"[{{"key_sha256": "{hash}", "token": "t"}}]"#);

@@ -193,17 +193,13 @@ impl Health {
                 .set(f64::from(u8::from(is_up)));
             match (&state, &health.state) {
                 (State::Down(reason), _) => {
-                    tracing::warn!(
-                        service = service.name(),
-                        error = reason,
-                        "service does not answer"
-                    );
+                    tracing::warn!(service = service.name(), error = reason, "service is down");
                 }
                 (_, State::Down(_)) => {
                     tracing::info!(
                         service = service.name(),
                         down_seconds = lasted.as_secs_f64(),
-                        "service answers again"
+                        "service is back"
                     );
                 }
                 _ => tracing::debug!(service = service.name(), "service answers"),

@@ -14,10 +14,13 @@ const KAFKA: Duration = Duration::from_millis(2500);
 
 /// Asks Redis for its time, and compares clocks.
 pub async fn redis(redis: Redis) -> Result<(), String> {
-    let theirs = redis
-        .time_ms()
-        .await
-        .map_err(|error| error.category().to_owned())?;
+    let theirs = redis.time_ms().await.map_err(|error| {
+        if error.is_io_error() {
+            "it cannot be reached".to_owned()
+        } else {
+            error.category().to_owned()
+        }
+    })?;
     compare_clocks(Service::Redis, theirs);
     Ok(())
 }
@@ -28,6 +31,10 @@ pub async fn clickhouse(client: Client) -> Result<(), String> {
         .query_raw("SELECT toUnixTimestamp64Milli(now64(3))")
         .fetch_one::<i64>();
     let theirs = ask.await.map_err(|error| match clickhouse::error::code(&error) {
+        // UNKNOWN_DATABASE
+        Some(81) => "the database does not exist (error 81)".to_owned(),
+        // REQUIRED_PASSWORD, WRONG_PASSWORD, AUTHENTICATION_FAILED
+        Some(code @ (193 | 194 | 516)) => format!("it refuses user or password (error {code})"),
         Some(code) => format!("it answers with error {code}"),
         None => "it cannot be reached".to_owned(),
     })?;

@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::TelemetryError;
@@ -17,6 +19,30 @@ pub enum LogFormat {
     Text,
     /// An object a line for a machine.
     Json,
+}
+
+/// While a broker is gone, the clients' default context repeats "all brokers are down" here tens of times a second,
+/// at the level of an error. The outage is told once by `health`, and its cause by librdkafka's own lines.
+const CHATTER: &str = "rdkafka::client";
+
+/// The filter that `text` asks for, less [`CHATTER`], unless it names that.
+pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    for part in text.split(',').map(str::trim) {
+        // A lone word would be taken for a target, and everything else would be silent.
+        if !part.is_empty() && !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "{part:?} is neither a level (error, warn, info, debug, trace) nor TARGET=LEVEL"
+            ));
+        }
+    }
+    let filter = EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    if text.contains("rdkafka") {
+        return Ok(filter);
+    }
+    let quiet: Directive = format!("{CHATTER}=off")
+        .parse()
+        .map_err(|error| format!("{error}"))?;
+    Ok(filter.add_directive(quiet))
 }
 
 /// Sends logs to standard error, as standard output is for results. Events of the `log` crate, librdkafka's

@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use tracing_subscriber::util::TryInitError;
 
 pub use labels::{BlockKind, CacheLookup, Outcome, Rebalance, Service, Stage};
-pub use logs::{LogFormat, init_logs};
+pub use logs::{LogFormat, init_logs, log_filter};
 
 use labels::Label;
 

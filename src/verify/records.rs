@@ -40,7 +40,7 @@ pub(super) fn total(spans: &[Span]) -> u64 {
 
 /// Reads topics.
 pub(super) struct Reader<'a> {
-    kafka: &'a config::Kafka,
+    pub(super) kafka: &'a config::Kafka,
     pub(super) consumer: BaseConsumer,
 }
 

@@ -85,7 +85,7 @@ fn partitions(reader: &Reader<'_>, topic: &str) -> anyhow::Result<Option<Vec<i32
     let metadata = reader
         .consumer
         .fetch_metadata(Some(topic), PATIENCE)
-        .context("Kafka does not answer")?;
+        .with_context(|| format!("Kafka at {} does not answer", reader.kafka.brokers))?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
         return Ok(None);
     };

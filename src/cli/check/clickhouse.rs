@@ -7,6 +7,7 @@ use clickhouse::{Client, Row};
 use serde::Deserialize;
 
 use super::{CALL_TIMEOUT, Finding, clock_difference, clock_finding, now_micros};
+use crate::cli::with_causes;
 use crate::clickhouse::{client, schema};
 use crate::config::ClickHouse;
 
@@ -107,25 +108,15 @@ async fn ask(client: &Client, config: &ClickHouse, findings: &mut Vec<Finding>) 
 async fn answer<T>(question: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(CALL_TIMEOUT, question).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(with_causes(&error)),
+        Ok(Err(error)) => {
+            // A text of several lines would break up the table.
+            Err(with_causes(&error)
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" "))
+        }
         Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
     }
-}
-
-/// The error and what caused it, each cause once: the client's own texts repeat some of theirs.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    // The server's texts may have several lines, which would break up a table.
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn leading_number(text: &str) -> Option<u64> {
