@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::CliError;
 use crate::api::{self, Api};
 use crate::clickhouse;
-use crate::config::Config;
+use crate::config::{Config, WhenOver};
 use crate::health::{self, Health, Prober, probes};
 use crate::kafka::consumer;
 use crate::kafka::producer::Rejects;
@@ -190,10 +190,18 @@ fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> an
         .with(Service::ClickHouse, move || {
             probes::clickhouse(clickhouse.clone())
         });
-    let topic = config.kafka.topic.clone();
+    let kafka = &config.kafka;
+    let mut topics = vec![
+        ("kafka.topic", kafka.topic.clone()),
+        ("kafka.dead_letter_topic", kafka.dead_letter_topic.clone()),
+    ];
+    if config.rate_limit.enabled && config.rate_limit.when_over == WhenOver::Overflow {
+        topics.push(("kafka.overflow_topic", kafka.overflow_topic.clone()));
+    }
+    let topics: Arc<[_]> = topics.into();
     Ok(match rejects {
         Some(rejects) => prober.with(Service::Kafka, move || {
-            probes::kafka(rejects.clone(), topic.clone())
+            probes::kafka(rejects.clone(), Arc::clone(&topics))
         }),
         None => prober,
     })

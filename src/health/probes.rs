@@ -2,7 +2,10 @@
 //!
 //! Reasons are shown to whoever asks `/readyz`, so they hold no text of a client library.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::types::RDKafkaErrorCode;
 
 use crate::clickhouse::{self, Client};
 use crate::kafka::producer::Rejects;
@@ -42,15 +45,31 @@ pub async fn clickhouse(client: Client) -> Result<(), String> {
     Ok(())
 }
 
-/// Asks a broker for the topic's partitions.
-pub async fn kafka(rejects: Rejects, topic: String) -> Result<(), String> {
-    match tokio::task::spawn_blocking(move || rejects.probe(&topic, KAFKA)).await {
-        Ok(Ok(0)) => Err("the topic has no partitions".to_owned()),
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error
-            .rdkafka_error_code()
-            .map_or_else(|| "no answer".to_owned(), |code| code.to_string())),
-        Err(_) => Err("it could not be asked".to_owned()),
+/// Asks a broker for the partitions of each topic, which is given with its key. A destination that is missing is told
+/// before the first record needs it.
+pub async fn kafka(rejects: Rejects, topics: Arc<[(&'static str, String)]>) -> Result<(), String> {
+    let ask = move || {
+        let begun = Instant::now();
+        topics.iter().try_for_each(|(key, topic)| {
+            topic_found(&rejects, key, topic, KAFKA.saturating_sub(begun.elapsed()))
+        })
+    };
+    tokio::task::spawn_blocking(ask)
+        .await
+        .unwrap_or_else(|_| Err("it could not be asked".to_owned()))
+}
+
+fn topic_found(rejects: &Rejects, key: &str, topic: &str, patience: Duration) -> Result<(), String> {
+    match rejects.probe(topic, patience) {
+        Ok(0) => Err(format!("the topic \"{topic}\" ({key}) has no partitions")),
+        Ok(_) => Ok(()),
+        Err(error) => Err(match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                format!("the topic \"{topic}\" ({key}) does not exist")
+            }
+            Some(code) => code.to_string(),
+            None => "no answer".to_owned(),
+        }),
     }
 }
 

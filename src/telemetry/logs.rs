@@ -25,7 +25,7 @@ pub enum LogFormat {
 /// at the level of an error. The outage is told once by `health`, and its cause by librdkafka's own lines.
 const CHATTER: &str = "rdkafka::client";
 
-/// The filter that `text` asks for, less [`CHATTER`], unless it names that.
+/// The filter that `text` asks for, less the clients' chatter, unless it names that.
 pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
     for part in text.split(',').map(str::trim) {
         // A lone word would be taken for a target, and everything else would be silent.
