@@ -334,8 +334,8 @@ fn a_partition_that_waits_hears_of_a_new_limit() {
 fn a_partition_that_waits_does_not_hold_up_the_others() {
     let mut scene = Scene::new("shares", 2);
     scene.set("rate_limit.when_over", "wait");
-    // Less memory than the waiting partition would take.
-    scene.set("batch.max_bytes", "262144");
+    // Memory for two blocks: the waiting partition alone would take four.
+    scene.set("batch.max_bytes", "524288");
     scene.set("worker.max_in_flight_bytes", "1048576");
     let limit = scene.key("config:rate_limit:{blocked}");
     scene.redis().set::<_, _, ()>(&limit, "0").unwrap();
@@ -354,13 +354,17 @@ fn a_partition_that_waits_does_not_hold_up_the_others() {
         let paused = worker.metric("sluice_paused_partitions").unwrap_or(0.0);
         seen(paused > 0.0, paused)
     });
-    scene.produce((0..50).map(|n| event(1, "free", n)).collect());
-    eventually("the other one is written", Duration::from_mins(1), || {
-        let rows = scene.clickhouse.count(&scene.database);
-        seen(rows == 50, rows)
-    });
+    // More than once: it goes on, and does not only get what was on its way when memory became short.
+    for round in 1..=3 {
+        let first = (round - 1) * 50;
+        scene.produce((first..first + 50).map(|n| event(1, "free", n)).collect());
+        eventually("the other one is written", Duration::from_mins(1), || {
+            let rows = scene.clickhouse.count(&scene.database);
+            seen(rows == round * 50, rows)
+        });
+    }
     scene.redis().set::<_, _, ()>(&limit, "unlimited").unwrap();
     scene.settled();
-    assert_eq!(scene.clickhouse.count(&scene.database), 350);
+    assert_eq!(scene.clickhouse.count(&scene.database), 450);
     assert_eq!(worker.terminate().code(), Some(0));
 }
