@@ -6,6 +6,7 @@ pub mod intake;
 pub mod metadata;
 pub mod producer;
 mod rebalance;
+mod start;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;

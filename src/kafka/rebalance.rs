@@ -1,10 +1,9 @@
 //! Rebalances: what this worker does when partitions come and go.
 //!
-//! Owns where a partition starts, the life of its tasks, and its place in the ownership table. Runs inside the polling
+//! Owns the life of a partition's tasks and its place in the ownership table. Where it starts is in `start`. Runs inside the polling
 //! thread's `poll`; partitions that are given away settle or are dropped before the rebalance goes on.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,7 +19,8 @@ use tokio::runtime::Handle;
 
 use super::committer::{Committer, Ownership};
 use super::intake::Intake;
-use super::metadata::{self, Refusal, Start, UnknownVersion};
+use super::metadata::{Refusal, Start, UnknownVersion};
+use super::start::{self, Asked, Committed};
 use crate::pipeline::Worker;
 use crate::pipeline::lane::{Assigned, Highest, Lane};
 use crate::telemetry::{self, Rebalance, metrics};
@@ -29,9 +29,6 @@ use crate::telemetry::{self, Rebalance, metrics};
 const SETTLE_ON_REVOKE: Duration = Duration::from_secs(10);
 /// How long a rebalance waits for a commit under way.
 const COMMIT_ENDS: Duration = Duration::from_secs(5);
-/// Time for each question to Kafka within a rebalance.
-const ASK_KAFKA: Duration = Duration::from_secs(5);
-const ASK_KAFKA_TRIES: usize = 3;
 /// Time for all partitions' bounds within a rebalance; those that are not known by then are asked for later.
 const ASK_BOUNDS: Duration = Duration::from_secs(10);
 /// Time for later questions, between two polls.
@@ -45,7 +42,7 @@ pub(super) struct Context {
     ownership: Arc<Ownership>,
     intakes: Mutex<BTreeMap<i32, Intake>>,
     /// Assigned partitions that cannot start, because nobody tells where they begin and end.
-    waiting: Mutex<VecDeque<Waiting>>,
+    waiting: Mutex<VecDeque<Committed>>,
     broken: Mutex<Option<Broken>>,
 }
 
@@ -55,22 +52,6 @@ pub(super) enum Broken {
     Again(String),
     /// A newer worker was here: for good.
     Version(UnknownVersion),
-}
-
-/// A partition without a leader: the others must not wait for it.
-#[derive(Clone, Debug)]
-struct Waiting {
-    partition: i32,
-    /// What the group has committed. Nobody else commits while the partition is ours.
-    committed: Option<(i64, String)>,
-}
-
-/// Where a partition starts, or why it does not.
-#[derive(Debug)]
-enum Asked {
-    Starts(Start),
-    Refused(Refusal),
-    Unknown(KafkaError),
 }
 
 /// Counts assignments over all sessions of this process.
@@ -111,65 +92,8 @@ impl Context {
         tracing::error!(partition, reason = %refusal, "the partition is stopped");
     }
 
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Committed>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What the group has committed of each of the partitions.
-    fn committed(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partitions: &[i32],
-    ) -> Result<Vec<Waiting>, KafkaError> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let topic = &self.worker.config.kafka.topic;
-        let committed = again(|| {
-            let mut tpl = TopicPartitionList::with_capacity(partitions.len());
-            for &partition in partitions {
-                tpl.add_partition(topic, partition);
-            }
-            consumer.committed_offsets(tpl, ASK_KAFKA)
-        })?;
-        let of = |&partition: &i32| {
-            let element = committed.find_partition(topic, partition);
-            if let Some(Err(error)) = element.as_ref().map(TopicPartitionListElem::error) {
-                return Err(error);
-            }
-            let committed = element.as_ref().and_then(|element| match element.offset() {
-                // The client library panics on metadata that is not UTF-8: foreign text, so none of ours.
-                Offset::Offset(offset) => Some((
-                    offset,
-                    catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned())).unwrap_or_default(),
-                )),
-                _ => None,
-            });
-            Ok(Waiting { partition, committed })
-        };
-        partitions.iter().map(of).collect()
-    }
-
-    /// Where a partition starts, as far as Kafka tells within `patience`.
-    fn ask(&self, consumer: &BaseConsumer<Self>, waiting: &Waiting, patience: Duration) -> Asked {
-        let kafka = &self.worker.config.kafka;
-        // Without any time left it is not asked at all.
-        let bounds = if patience.is_zero() {
-            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut))
-        } else {
-            consumer.fetch_watermarks(&kafka.topic, waiting.partition, patience.min(ASK_KAFKA))
-        };
-        let committed = waiting
-            .committed
-            .as_ref()
-            .map(|(offset, text)| (*offset, &**text));
-        match bounds {
-            Err(error) => Asked::Unknown(error),
-            Ok((low, high)) => match metadata::start(committed, low, high, kafka.incarnation) {
-                Ok(start) => Asked::Starts(start),
-                Err(refusal) => Asked::Refused(refusal),
-            },
-        }
     }
 
     fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
@@ -178,7 +102,7 @@ impl Context {
             .of(Rebalance::Assigned)
             .increment(partitions.len() as u64);
         let topic = &self.worker.config.kafka.topic;
-        let committed = self.committed(consumer, partitions).unwrap_or_else(|error| {
+        let committed = start::committed(consumer, topic, partitions).unwrap_or_else(|error| {
             self.fail(format!("the committed offsets could not be read: {error}"));
             Vec::new()
         });
@@ -189,7 +113,7 @@ impl Context {
             let committed = committed.iter().find(|c| c.partition == partition);
             let read_from = committed.and_then(|committed| {
                 let patience = until.saturating_duration_since(Instant::now());
-                match self.ask(consumer, committed, patience) {
+                match start::ask(consumer, &self.worker.config.kafka, committed, patience) {
                     Asked::Unknown(error) => {
                         self.wait(committed.clone(), &error);
                         None
@@ -261,7 +185,7 @@ impl Context {
         }
     }
 
-    fn wait(&self, waiting: Waiting, error: &KafkaError) {
+    fn wait(&self, waiting: Committed, error: &KafkaError) {
         let partition = waiting.partition;
         let why = format!("Kafka does not tell where it begins and ends: {error}; asking again");
         tracing::warn!(partition, error = %error, "the partition cannot start; asking again");
@@ -283,7 +207,7 @@ impl Context {
                 return;
             };
             let partition = waiting.partition;
-            match self.ask(consumer, &waiting, patience) {
+            match start::ask(consumer, &self.worker.config.kafka, &waiting, patience) {
                 Asked::Unknown(error) => {
                     tracing::debug!(partition, error = %error, "the partition cannot start yet");
                     self.waiting().push_back(waiting);
@@ -418,16 +342,4 @@ impl ConsumerContext for Context {
             _ => self.revoked(consumer, tpl, &partitions),
         }
     }
-}
-
-/// Asks up to [`ASK_KAFKA_TRIES`] times.
-fn again<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
-    let mut outcome = ask();
-    for _ in 1..ASK_KAFKA_TRIES {
-        if outcome.is_ok() {
-            break;
-        }
-        outcome = ask();
-    }
-    outcome
 }
