@@ -3,6 +3,7 @@
 use super::retry::until_done;
 use super::{Outcome, Partition, Prepared};
 use crate::event::Reason;
+use crate::faults;
 use crate::kafka::producer::Reject;
 use crate::telemetry::Service;
 
@@ -70,5 +71,6 @@ impl Partition {
             self.worker.rejects.send(&rejects).await
         })
         .await;
+        faults::moment("after-reject").await;
     }
 }
