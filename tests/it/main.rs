@@ -16,6 +16,7 @@ mod api_server;
 mod api_users;
 mod check;
 mod columns;
+mod corners;
 mod crashes;
 mod dead_letters;
 mod harness;
