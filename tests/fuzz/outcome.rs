@@ -210,7 +210,7 @@ fn within_bounds(seen: &Seen) -> Result<(), String> {
     match &seen.id {
         Id::Uuid(uuid) => ok(seen.uuid == *uuid, "uuid"),
         Id::Text(text) => ok(!text.trim().is_empty() && version == 5, "id"),
-        Id::Coordinate => ok(version == 5, "uuid of a coordinate"),
+        Id::Coordinate | Id::Broken => ok(version == 5, "uuid of a coordinate"),
     }
 }
 

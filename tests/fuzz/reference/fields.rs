@@ -26,7 +26,7 @@ pub(super) fn member<'a>(members: &[(Text, Raw<'a>)], name: &str) -> Option<Raw<
 /// and either `now` is there too or it holds an object.
 pub(super) fn data_of_captured(outer: &[(Text, Raw<'_>)]) -> Option<Text> {
     let data = member(outer, "data").and_then(json::string)?;
-    let object = String::from_utf8_lossy(&data).trim_ascii_start().starts_with('{');
+    let object = data.iter().find(|byte| !b" \t\n\r".contains(byte)) == Some(&b'{');
     let beside = member(outer, "now").is_some() || object;
     (beside && member(outer, "properties").is_none()).then_some(data)
 }
@@ -56,7 +56,7 @@ impl<'a> Bodies<'a> {
         &self,
         names: &[&str],
         in_properties: bool,
-        taken: impl Fn(Raw<'_>) -> Option<T>,
+        taken: impl Fn(Raw<'a>) -> Option<T>,
     ) -> Option<T> {
         let places = self
             .layers()
@@ -72,6 +72,11 @@ impl<'a> Bodies<'a> {
         self.layers().find_map(|layer| member(layer, name))
     }
 
+    /// The same, where empty is missing.
+    pub(super) fn told(&self, name: &str) -> Option<Raw<'a>> {
+        self.first(&[name], false, |raw| (raw.get() != r#""""#).then_some(raw))
+    }
+
     pub(super) fn expected(&self, case: &Case, faults: &mut Vec<Reason>) -> Option<Expected> {
         let token = keep(self.token(case), faults);
         let event = keep(self.event(), faults);
@@ -79,7 +84,7 @@ impl<'a> Bodies<'a> {
         let timestamp = self
             .time_ms(case)
             .filter(|ms| COLUMN_MS.contains(ms))
-            .filter(|ms| case.timestamp < 0 || ms - case.timestamp <= DAY_MS);
+            .filter(|ms| case.timestamp < 0 || ms.saturating_sub(case.timestamp) <= DAY_MS);
         if timestamp.is_none() {
             faults.push(Reason::BadTimestamp);
         }
@@ -156,9 +161,10 @@ impl<'a> Bodies<'a> {
         let text = self
             .first(&["uuid"], false, said)
             .or_else(|| header(case, "uuid").map(|id| id.as_bytes().to_vec()));
-        match text.map(|text| String::from_utf8_lossy(&text).into_owned()) {
+        match text.map(String::from_utf8) {
             None => Id::Coordinate,
-            Some(text) => uuid(text.trim()).map_or(Id::Text(text), Id::Uuid),
+            Some(Ok(text)) => uuid(text.trim()).map_or(Id::Text(text), Id::Uuid),
+            Some(Err(_)) => Id::Broken,
         }
     }
 
@@ -171,14 +177,14 @@ impl<'a> Bodies<'a> {
         let given = |layer: &[(Text, Raw<'a>)]| {
             member(layer, "timestamp").filter(|raw| json::string(raw).is_none_or(|text| !is_blank(&text)))
         };
-        let now = self.field("now").and_then(nanos);
+        let now = self.told("now").and_then(nanos);
         let ms = |nanos: i128| i64::try_from(nanos.div_euclid(1_000_000)).ok();
         if let Some(timestamp) = given(&self.outer) {
             return ms(nanos(timestamp)?);
         }
         if let Some(timestamp) = self.inner.as_deref().and_then(given) {
             let client = nanos(timestamp)?;
-            let sent_at = self.field("sent_at").and_then(nanos);
+            let sent_at = self.told("sent_at").and_then(nanos);
             return ms(match (now, sent_at) {
                 (Some(now), Some(sent_at)) => now + (client - sent_at),
                 _ => client,
@@ -203,29 +209,27 @@ fn keep<T>(found: Result<T, Vec<Reason>>, faults: &mut Vec<Reason>) -> Option<T>
     found.map_err(|more| faults.extend(more)).ok()
 }
 
-/// The last header of a name with a value; absent if it is blank or not UTF-8.
+/// What the header of a name says, unless it is blank.
 fn header<'c>(case: &'c Case, name: &str) -> Option<&'c str> {
-    let value = last_value(case, name)?;
-    std::str::from_utf8(value)
-        .ok()
-        .filter(|text| !text.trim().is_empty())
+    last_value(case, name).filter(|text| !text.trim().is_empty())
 }
 
-fn last_value<'c>(case: &'c Case, name: &str) -> Option<&'c [u8]> {
+/// The last of a name; one that is null or not UTF-8 is absent.
+fn last_value<'c>(case: &'c Case, name: &str) -> Option<&'c str> {
     let named = case.headers.iter().filter(|(found, _)| found == name.as_bytes());
-    named.filter_map(|(_, value)| value.as_deref()).last()
+    named
+        .filter_map(|(_, value)| std::str::from_utf8(value.as_deref()?).ok())
+        .last()
 }
 
 /// The coordinate that a record was rejected at: all four headers, numbers in digits alone.
 fn origin(case: &Case) -> Option<Origin> {
     let number = |name: &str| {
-        let text = std::str::from_utf8(last_value(case, name)?).ok()?;
+        let text = last_value(case, name)?;
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then_some(text)
     };
     Some(Origin {
-        topic: String::from_utf8(last_value(case, "sluice-topic")?.to_vec())
-            .ok()
-            .filter(|topic| !topic.is_empty())?,
+        topic: Some(last_value(case, "sluice-topic")?.to_owned()).filter(|topic| !topic.is_empty())?,
         incarnation: number("sluice-incarnation")?.parse().ok()?,
         partition: number("sluice-partition")?.parse().ok()?,
         offset: number("sluice-offset")?.parse().ok()?,

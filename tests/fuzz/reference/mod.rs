@@ -22,6 +22,8 @@ use crate::cases::Case;
 pub(crate) enum Id {
     Uuid(u128),
     Text(String),
+    /// A text with a lone surrogate: the rules only say that it is an id.
+    Broken,
     Coordinate,
 }
 

@@ -55,10 +55,7 @@ impl Bodies<'_> {
             }
         }
         for (field, name) in [("ip", "$ip"), ("sent_at", "$sent_at")] {
-            let value = self.layers().find_map(|layer| {
-                member(layer, field).filter(|raw| json::string(raw).is_none_or(|text| !text.is_empty()))
-            });
-            if let Some(value) = value {
+            if let Some(value) = self.told(field) {
                 let value = Property::AsItCame(value.get().to_owned());
                 properties.entry(name.into()).or_insert(value);
             }

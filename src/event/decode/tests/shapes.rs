@@ -198,6 +198,15 @@ fn a_plain_event_may_have_a_field_called_data() {
 }
 
 #[test]
+fn an_event_in_data_may_have_a_field_called_data_too() {
+    for field in [r#""{\"event\":\"third\"}""#, r#""text""#, r#"{"a":1}"#, "null"] {
+        let member = format!(r#""data":{field}"#);
+        let seen = captured(&member, r#""now":"2024-05-01T12:00:00Z""#).unwrap();
+        assert_eq!(seen.properties, format!("{{{member}}}"));
+    }
+}
+
+#[test]
 fn tokens_are_numbered_by_appearance_and_buffers_are_used_again() {
     let mut out = Decoded::default();
     for round in 0..2 {
