@@ -238,6 +238,13 @@ impl<'a> Bodies<'a> {
         }
     }
 
+    /// The same, where an empty string is none either: capture writes one for what it was not told.
+    pub(super) fn told(&self, field: Field) -> Raw<'a> {
+        let mut all = self.each().map(|body| body.field(field));
+        all.find(|raw| !raw.is_missing() && raw.text != r#""""#)
+            .unwrap_or_default()
+    }
+
     /// The one that the properties are in.
     pub(super) fn main(&self) -> &Body<'a> {
         self.inner.as_ref().unwrap_or(&self.outer)
