@@ -1,6 +1,8 @@
 //! What is done to a payload as JSON: to its members, their names, types, sizes and depth, in the object itself and in
 //! the text of `data`.
 
+use std::fmt::Write as _;
+
 use rand::{Rng, RngExt as _};
 use sluice::event::{MAX_DEPTH, MAX_PAYLOAD};
 
@@ -120,12 +122,12 @@ pub(super) fn change(case: &mut Case, rng: &mut impl Rng) {
         return;
     };
     let mut inner = data(&mut tree).and_then(|text| Tree::parse(&text));
-    match inner.as_mut().filter(|_| rng.random_ratio(2, 3)) {
-        Some(inner) => change_tree(inner, rng),
-        None => {
-            change_tree(&mut tree, rng);
-            inner = inner.filter(|_| rng.random_ratio(1, 2));
-        }
+    if let Some(inner) = inner.as_mut().filter(|_| rng.random_ratio(2, 3)) {
+        change_tree(inner, rng);
+    } else {
+        change_tree(&mut tree, rng);
+        // Else `data` keeps what was made of it.
+        inner = inner.filter(|_| rng.random_ratio(1, 2));
     }
     if let (Some(inner), Tree::Object(members)) = (inner, &mut tree) {
         let mut text = String::new();
@@ -160,7 +162,7 @@ fn quoted(text: &str, rng: &mut impl Rng) -> String {
             '/' if more => out.push_str("\\/"),
             _ if char < ' ' || matches!(char, '"' | '\\') || (more && rng.random_ratio(1, 8)) => {
                 for unit in char.encode_utf16(&mut [0; 2]) {
-                    out.push_str(&format!("\\u{unit:04X}"));
+                    write!(out, "\\u{unit:04X}").expect("text into memory");
                 }
             }
             _ => out.push(char),

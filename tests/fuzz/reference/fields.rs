@@ -216,10 +216,12 @@ fn header<'c>(case: &'c Case, name: &str) -> Option<&'c str> {
 
 /// The last of a name; one that is null or not UTF-8 is absent.
 fn last_value<'c>(case: &'c Case, name: &str) -> Option<&'c str> {
-    let named = case.headers.iter().filter(|(found, _)| found == name.as_bytes());
-    named
-        .filter_map(|(_, value)| std::str::from_utf8(value.as_deref()?).ok())
-        .last()
+    let mut named = case
+        .headers
+        .iter()
+        .rev()
+        .filter(|(found, _)| found == name.as_bytes());
+    named.find_map(|(_, value)| std::str::from_utf8(value.as_deref()?).ok())
 }
 
 /// The coordinate that a record was rejected at: all four headers, numbers in digits alone.
