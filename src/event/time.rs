@@ -67,11 +67,11 @@ fn claimed_time(bodies: &Bodies<'_>, header: Option<&str>) -> Result<Option<i64>
     if let Some(time) = timestamp(bodies.outer.field(Field::Timestamp))? {
         return Ok(Some(time.ms));
     }
-    let now = readable(bodies.field(Field::Now));
+    let now = readable(bodies.told(Field::Now));
     if let Some(inner) = &bodies.inner
         && let Some(time) = timestamp(inner.field(Field::Timestamp))?
     {
-        let sent_at = readable(bodies.field(Field::SentAt));
+        let sent_at = readable(bodies.told(Field::SentAt));
         return Ok(Some(match (now, sent_at) {
             (Some(now), Some(sent_at)) => {
                 let ns = now.ns + time.ns - sent_at.ns;
