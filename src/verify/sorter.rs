@@ -211,9 +211,9 @@ mod tests {
     use super::*;
 
     fn all(sorter: Sorter) -> Vec<Vec<u8>> {
-        let mut sorted = sorter.sorted().unwrap();
+        let mut pieces = sorter.sorted().unwrap();
         let (mut found, mut entry) = (Vec::new(), Vec::new());
-        while sorted.next(&mut entry).unwrap() {
+        while pieces.next(&mut entry).unwrap() {
             found.push(entry.clone());
         }
         found
