@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn an_entry_that_is_too_long_is_refused() {
         let mut sorter = Sorter::default();
-        assert!(sorter.push(&[&[0; 65_535]]).is_ok());
-        assert!(sorter.push(&[&[0; 65_535], &[1]]).is_err());
+        assert!(sorter.push(&[&vec![0; 65_535]]).is_ok());
+        assert!(sorter.push(&[&vec![0; 65_535], &[1]]).is_err());
     }
 }
