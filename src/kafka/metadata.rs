@@ -125,9 +125,19 @@ pub struct Start {
     pub announced: Option<Announcement>,
     /// Records that retention took before they were read.
     pub missing: i64,
-    /// A worker committed C, so that its metadata says what may be under way from there. It does not where nothing is
-    /// committed (the offsets have expired), or where somebody else has set the offset.
-    pub ours: bool,
+    /// Who says so.
+    pub by: SetBy,
+}
+
+/// Who has set a committed offset. Only a worker says, in the metadata, what may be under way from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetBy {
+    /// Nothing is committed: the group has not been here, or its offsets have expired.
+    Nobody,
+    /// An operator, or another program.
+    Stranger,
+    /// A worker.
+    Worker,
 }
 
 /// Why a partition does not start, until an operator has looked.
@@ -184,7 +194,7 @@ pub fn start(
         previous: None,
         announced: None,
         missing: 0,
-        ours: false,
+        by: SetBy::Nobody,
     };
     let Some((committed, text)) = committed else {
         return Ok(fresh);
@@ -201,7 +211,7 @@ pub fn start(
             });
         }
     }
-    let ours = metadata.is_some();
+    let by = metadata.map_or(SetBy::Stranger, |_| SetBy::Worker);
     let metadata = metadata.unwrap_or_default();
     // Every record of an announced block was read once. Where the topic ends before it, it has lost some, and others
     // will come in their place: taken for the announced ones, they would be passed over.
@@ -222,7 +232,7 @@ pub fn start(
         previous,
         announced: metadata.announced.filter(|a| a.end > committed),
         missing: (low - committed).max(0),
-        ours,
+        by,
     })
 }
 
@@ -301,16 +311,22 @@ mod tests {
             previous: None,
             announced: None,
             missing: 0,
-            ours: false,
+            by: SetBy::Nobody,
         };
         assert_eq!(start(None, 7, 50, 1), Ok(at(7, 7)));
-        assert_eq!(start(Some((42, "")), 0, 50, 1), Ok(at(42, 42)));
+        assert_eq!(
+            start(Some((42, "")), 0, 50, 1),
+            Ok(Start {
+                by: SetBy::Stranger,
+                ..at(42, 42)
+            })
+        );
         assert_eq!(
             start(Some((42, &text(Some(PREVIOUS), Some(ANNOUNCED)))), 0, 100, 1),
             Ok(Start {
                 previous: Some(PREVIOUS),
                 announced: Some(ANNOUNCED),
-                ours: true,
+                by: SetBy::Worker,
                 ..at(42, 41)
             })
         );
@@ -318,7 +334,7 @@ mod tests {
             start(Some((42, &text(Some(PREVIOUS), None))), 60, 100, 1),
             Ok(Start {
                 missing: 18,
-                ours: true,
+                by: SetBy::Worker,
                 ..at(42, 60)
             }),
             "retention took the record before and more"
