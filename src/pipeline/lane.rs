@@ -185,7 +185,8 @@ async fn run(
         Err(dropped) = prepare => Err(dropped),
     };
     let Err(dropped) = outcome else { return };
-    if matches!(dropped, Dropped::OtherRecords { .. }) {
+    // Whoever tried again would come to the same end.
+    if matches!(dropped, Dropped::OtherRecords { .. } | Dropped::Coordinate(_)) {
         stopped.store(true, Ordering::Release);
         partition
             .worker
