@@ -60,14 +60,16 @@ fn claimed_time(bodies: &Bodies<'_>, header: Option<&str>, record: i64) -> Resul
         });
     }
     let offset = offset(bodies.field(Field::Offset));
+    // One that no time can be moved by must not end up as one that can.
+    let before = |ms: i64| i64::try_from(i128::from(ms).saturating_sub(offset)).or(Err(Reason::BadTimestamp));
     if let Some(now) = now {
-        return Ok(now.ms.saturating_sub(offset));
+        return before(now.ms);
     }
     if let Some(header) = header.map(str::trim).filter(|header| !header.is_empty()) {
         return header.parse().map_err(|_| Reason::BadTimestamp);
     }
     if record >= 0 {
-        Ok(record.saturating_sub(offset))
+        before(record)
     } else {
         Err(Reason::BadTimestamp)
     }
@@ -98,13 +100,13 @@ fn readable(raw: Raw<'_>) -> Option<Instant> {
 }
 
 /// Whole ms; clients that measure with fractions lose them.
-fn offset(raw: Raw<'_>) -> i64 {
+fn offset(raw: Raw<'_>) -> i128 {
     if raw.kind != Kind::Number {
         return 0;
     }
     raw.text
         .parse()
-        .or_else(|_| raw.text.parse().map(|float: f64| float as i64))
+        .or_else(|_| raw.text.parse().map(|float: f64| float as i128))
         .unwrap_or(0)
 }
 
