@@ -27,4 +27,5 @@ mod limits;
 mod main_path;
 mod mutated;
 mod offsets;
+mod operators;
 mod outages;
