@@ -12,6 +12,7 @@
 )]
 
 mod api;
+mod api_mutated;
 mod api_query;
 mod api_server;
 mod api_users;
