@@ -17,7 +17,8 @@ test: ## Run all tests on a stack of their own (one test: make test ARGS=its_nam
 check: ## Formatting, lints and documentation, every warning an error
 	deploy/local/stack install --build-only
 	deploy/local/cargo fmt --check
-	deploy/local/cargo clippy --all-targets -- -D warnings
+	deploy/local/cargo clippy --all-targets --all-features -- -D warnings
+	deploy/local/cargo clippy -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings deploy/local/cargo doc --no-deps
 
 prove: ## Run the long proofs, some minutes each

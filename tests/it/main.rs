@@ -20,6 +20,7 @@ mod api_users;
 mod cases;
 mod check;
 mod columns;
+mod corners;
 mod crashes;
 mod dead_letters;
 mod harness;
