@@ -238,6 +238,8 @@ pub fn start(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ANNOUNCED: Announcement = Announcement {
@@ -363,5 +365,43 @@ mod tests {
             start(Some((42, "v9;")), 0, 50, 0),
             Err(Refusal::Version(_))
         ));
+    }
+
+    /// Text that is nearly ours.
+    fn near() -> impl Strategy<Value = String> {
+        let field = "[iepdtuz]?[=:]{0,2}[0-9a-f+x: -]{0,40}";
+        proptest::collection::vec(field, 0..7).prop_map(|fields| format!("v1;{}", fields.join(";")))
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic_and_ours_means_one_thing(
+            text in prop_oneof![any::<String>(), near(), "v[0-9]{0,12};.{0,40}"],
+            committed in 0..i64::MAX, low in 0..i64::MAX, high in 0..i64::MAX, incarnation: u32,
+        ) {
+            if let Ok(Some(read)) = Metadata::decode(&text) {
+                prop_assert_eq!(Metadata::decode(&read.encode()), Ok(Some(read)), "{}", text);
+            }
+            if let Ok(start) = start(Some((committed, &text)), low, high, incarnation) {
+                prop_assert!(start.read_from >= low && start.missing >= 0, "{:?}", start);
+                prop_assert!(start.announced.is_none_or(|a| a.end > start.committed), "{:?}", start);
+            }
+        }
+
+        #[test]
+        fn whatever_was_committed_comes_back(
+            incarnation: u32,
+            previous: Option<(i64, u64)>,
+            announced: Option<(i64, u128, i64, bool)>,
+        ) {
+            let metadata = Metadata {
+                incarnation,
+                previous: previous.map(|(offset, hash)| Previous { offset, hash }),
+                announced: announced.map(|(end, digest, time_ms, unlimited)| Announcement {
+                    end, digest, time_ms, unlimited,
+                }),
+            };
+            prop_assert_eq!(Metadata::decode(&metadata.encode()), Ok(Some(metadata)));
+        }
     }
 }

@@ -12,6 +12,7 @@
 )]
 
 mod api;
+mod api_mutated;
 mod api_query;
 mod api_server;
 mod api_users;
@@ -28,4 +29,5 @@ mod limits;
 mod main_path;
 mod mutated;
 mod offsets;
+mod operators;
 mod outages;
