@@ -300,9 +300,11 @@ impl<'a> Auditor<'a> {
     fn finish(mut self) -> anyhow::Result<Ledger> {
         self.claims.finish(&mut self.ledger).context(TEMPORARY)?;
         let ledger = &mut self.ledger;
-        ledger
-            .notes
-            .extend(notes::unsettled_duplicates(ledger.unsettled_duplicates));
+        let told = [
+            notes::nothing(ledger),
+            notes::unsettled_duplicates(ledger.unsettled_duplicates),
+        ];
+        ledger.notes.extend(told.into_iter().flatten());
         Ok(self.ledger)
     }
 }
