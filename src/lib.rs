@@ -2,13 +2,14 @@
 //!
 //! Reading order: [`config`] (what it is told), [`event`] (a record becomes an event), [`pipeline`] (the data path, a
 //! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`api`] (reading
-//! back), [`health`] and [`telemetry`] (what it tells).
+//! back), [`health`] and [`telemetry`] (what it tells); [`faults`] is for tests.
 
 pub mod api;
 pub mod cli;
 pub mod clickhouse;
 pub mod config;
 pub mod event;
+pub mod faults;
 pub mod generate;
 pub mod health;
 pub mod kafka;

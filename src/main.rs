@@ -12,6 +12,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const GRACE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    #[cfg(feature = "faults")]
+    let _faults = sluice::faults::set_up();
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(exit) => return exit,

@@ -4,6 +4,7 @@
 use super::block::Block;
 use super::retry::until_done;
 use super::{Dropped, Partition};
+use crate::faults;
 use crate::kafka::committer::CommitError;
 use crate::kafka::metadata::{Announcement, Metadata, Previous};
 use crate::telemetry::{Service, metrics};
@@ -11,7 +12,10 @@ use crate::telemetry::{Service, metrics};
 impl Partition {
     /// Announces `block`; afterwards its start, end and digest are fixed for whoever comes next.
     pub(super) async fn announce(&self, block: &Block, announcement: Announcement) -> Result<(), Dropped> {
-        self.commit(block.start, block.before, Some(announcement)).await
+        let announced = Some(announcement).filter(|_| !faults::without("without-announcement"));
+        self.commit(block.start, block.before, announced).await?;
+        faults::moment("after-announce").await;
+        Ok(())
     }
 
     /// Commits the frontier, where no announcement did.

@@ -30,6 +30,7 @@ use self::frontier::Frontier;
 use self::lane::Assigned;
 use self::write::Written;
 use crate::event::{Origin, Reason};
+use crate::faults;
 use crate::kafka::committer::Committer;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{self, BlockKind, Stage, metrics};
@@ -126,7 +127,9 @@ impl Partition {
         self.worker.pace(block.len()).await;
         let kind = match block.cut {
             Cut::Announced(_) => Kind::Recovery,
-            Cut::Free if highest.is_some_and(|highest| block.start <= highest) => Kind::Recovery,
+            Cut::Free if highest.is_some_and(|h| block.start <= h) && !faults::without("without-highest") => {
+                Kind::Recovery
+            }
             Cut::Free => Kind::Fresh,
         };
         let (block, decoding) = timed(Stage::Decode, self.decode(block)).await;
@@ -135,6 +138,7 @@ impl Partition {
             self.compare_with_rows(&block, &decoding).await?;
         }
         let mut outcomes = timed(Stage::Claim, self.claim(&block, &decoding.events)).await?;
+        faults::moment("after-claim").await;
         let unlimited = self.passes_unasked(&block, kind);
         if !unlimited {
             timed(
@@ -142,6 +146,7 @@ impl Partition {
                 self.permit(&block, &decoding.events, &mut outcomes),
             )
             .await?;
+            faults::moment("after-permit").await;
         }
         Ok(Prepared {
             block,
@@ -173,6 +178,7 @@ impl Partition {
             timed(Stage::Reject, self.reject(&prepared)).await;
         }
         timed(Stage::Remember, self.remember(&prepared)).await;
+        faults::moment("before-advance").await;
         self.frontier.settled(&prepared.block);
         prepared.count();
         let mut decoded = prepared.decoding.events;

@@ -19,6 +19,7 @@ use super::spare::Spare;
 use crate::clickhouse::schema::{self, Mismatch};
 use crate::config::Config;
 use crate::event::Decoded;
+use crate::faults;
 use crate::health::Health;
 use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
@@ -206,4 +207,5 @@ pub(super) fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as i64)
+        .saturating_add(faults::clock_error_ms())
 }

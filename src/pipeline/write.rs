@@ -15,6 +15,7 @@ use crate::clickhouse::error::{Class, classify};
 use crate::clickhouse::identifier;
 use crate::clickhouse::rows::{self, Row};
 use crate::clickhouse::schema;
+use crate::faults;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{Service, metrics};
 
@@ -59,6 +60,7 @@ impl Partition {
                 }
                 let error = match insert(&self.worker, "events", Some(&token), bytes.clone()).await {
                     Ok(()) => {
+                        faults::moment("after-insert").await;
                         metrics().inserts.increment(1);
                         metrics().insert_rows.increment(rows.len() as u64);
                         if let Ok(body) = bytes.try_into_mut() {
@@ -94,6 +96,9 @@ impl Partition {
 
     fn deduplication_token(&self, prepared: &Prepared, announcement: Announcement) -> String {
         let kafka = &self.worker.config.kafka;
+        if faults::without("without-token") {
+            return format!("{}/{}", kafka.group_id, uuid::Uuid::now_v7());
+        }
         format!(
             "{}/{}/{}/{}/{}-{}/{:032x}",
             kafka.group_id,
@@ -225,6 +230,9 @@ async fn insert(worker: &Worker, table: &str, token: Option<&str>, bytes: Bytes)
     }
     let patience = Duration::from_secs(u64::from(worker.config.clickhouse.insert_deadline_seconds));
     let mut insert = insert.with_timeouts(Some(patience), Some(patience));
-    insert.send(bytes).await?;
+    let second_half = bytes.slice(bytes.len() / 2..);
+    insert.send(bytes.slice(..bytes.len() / 2)).await?;
+    faults::moment("mid-insert").await;
+    insert.send(second_half).await?;
     insert.end().await
 }
