@@ -32,6 +32,7 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 
 use self::claims::Claims;
+use self::key::KeyReader;
 use self::pace::Pace;
 use self::questions::Questions;
 use self::records::{More, Reader};
@@ -40,7 +41,7 @@ use self::scope::Scope;
 use self::states::States;
 use self::table::{Highest, Table};
 use crate::config::{Config, DedupBy};
-use crate::event::{Decoded, Place, Record, decode};
+use crate::event::Record;
 
 pub use self::ledger::{Ledger, Offenders, Position};
 pub use self::range::{BadRange, Bound, Options, Range};
@@ -184,7 +185,9 @@ impl<'a> Auditor<'a> {
                     };
                     if !dead {
                         states.mark_overflow(offset);
-                    } else if states.mark_dead(offset) && ranges[&partition].contains(offset) {
+                    } else if states.mark_dead(offset)
+                        && ranges.get(&partition).is_some_and(|range| range.contains(offset))
+                    {
                         let reason = rejects::reason(record).to_owned();
                         *ledger.reasons.entry(reason).or_default() += 1;
                     }
@@ -306,40 +309,5 @@ impl<'a> Auditor<'a> {
         ];
         ledger.notes.extend(told.into_iter().flatten());
         Ok(self.ledger)
-    }
-}
-
-/// Reads off a topic's records what they are deduplicated by.
-struct KeyReader<'a> {
-    by: DedupBy,
-    topic: &'a str,
-    incarnation: u32,
-    decoded: Decoded,
-    key: Vec<u8>,
-}
-
-impl<'a> KeyReader<'a> {
-    fn new(config: &Config, topic: &'a str) -> Self {
-        Self {
-            by: config.dedup.by,
-            topic,
-            incarnation: config.kafka.incarnation,
-            decoded: Decoded::default(),
-            key: Vec::new(),
-        }
-    }
-
-    /// The key, and when the event happened (ms since 1970); nothing if the record is no event.
-    fn read(&mut self, record: &Record<'_>, partition: i32) -> Option<(&[u8], i64)> {
-        let place = Place {
-            topic: self.topic,
-            incarnation: self.incarnation,
-            partition,
-        };
-        self.decoded.clear();
-        decode(&place, 0, record, &mut self.decoded);
-        let event = self.decoded.events.first()?;
-        key::of_event(self.by, &mut self.key, &self.decoded, event);
-        Some((&self.key, event.timestamp))
     }
 }

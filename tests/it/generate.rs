@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::harness::Scene;
-use crate::verify::{settle, verify};
+use crate::harness::told::{settle, verify};
 
 fn generate(scene: &Scene, arguments: &[&str]) -> Value {
     let output = scene.sluice(&[&["generate", "--json"], arguments].concat());

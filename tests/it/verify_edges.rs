@@ -12,8 +12,8 @@ use redis::Commands as _;
 use crate::harness::Scene;
 use crate::harness::events::origin;
 use crate::harness::kafka::Record;
+use crate::harness::told::{copy_rows, delete_rows, reject, row_at, settle, verify};
 use crate::harness::wait::{eventually, seen};
-use crate::verify::{copy_rows, delete_rows, reject, row_at, settle, verify};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
