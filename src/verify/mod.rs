@@ -40,7 +40,7 @@ use self::rejects::Passed;
 use self::scope::Scope;
 use self::states::States;
 use self::table::{Highest, Table};
-use crate::config::{Config, DedupBy};
+use crate::config::Config;
 use crate::event::Record;
 
 pub use self::ledger::{Ledger, Offenders, Position};
@@ -121,12 +121,8 @@ impl<'a> Auditor<'a> {
             notes: scope.notes.clone(),
             ..Ledger::default()
         };
-        // By content, an original that was rejected may have to be told from its own record.
-        let spans = match config.dedup.by {
-            DedupBy::Id => &scope.records,
-            DedupBy::Content => &scope.settled,
-        };
-        let states = spans
+        let states = scope
+            .records
             .iter()
             .map(|span| (span.partition, States::new(span.start, span.end)))
             .collect();
@@ -165,7 +161,6 @@ impl<'a> Auditor<'a> {
     /// Which offsets have an overflow copy or a dead letter. A copy that was sent twice is the same one.
     fn rejects(&mut self) -> anyhow::Result<()> {
         let kafka = &self.config.kafka;
-        let ranges: HashMap<i32, Span> = self.scope.records.iter().map(|s| (s.partition, *s)).collect();
         let topics = [
             (&kafka.overflow_topic, &self.scope.overflow, false),
             (&kafka.dead_letter_topic, &self.scope.dead_letters, true),
@@ -185,9 +180,7 @@ impl<'a> Auditor<'a> {
                     };
                     if !dead {
                         states.mark_overflow(offset);
-                    } else if states.mark_dead(offset)
-                        && ranges.get(&partition).is_some_and(|range| range.contains(offset))
-                    {
+                    } else if states.mark_dead(offset) {
                         let reason = rejects::reason(record).to_owned();
                         *ledger.reasons.entry(reason).or_default() += 1;
                     }
@@ -248,28 +241,17 @@ impl<'a> Auditor<'a> {
         ];
         for (topic, spans, dead) in topics {
             let step = if dead { "dead-letter ids" } else { "overflow ids" };
-            self.look_among(step, topic, &spans, |_, record, _| {
-                rejects::has_claimed(record, dead)
-            })?;
+            self.look_among(step, topic, &spans, |record| rejects::has_claimed(record, dead))?;
         }
         self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
         Ok(())
     }
 
-    /// Looks for what is left among the records. A reject has another time than its record, which is a part of the
-    /// content of an event without one of its own; and an original may be one that the group has not come to.
+    /// Looks for what is left among the records that the group has not come to.
     fn originals(&mut self) -> anyhow::Result<()> {
         let topic = &self.config.kafka.topic;
-        if self.config.dedup.by == DedupBy::Content {
-            let settled = self.scope.settled.clone();
-            self.look_among("originals", topic, &settled, |states, record, partition| {
-                let states: Option<&States> = states.get(&partition);
-                states.is_some_and(|states| states.is_rejected(record.offset))
-            })?;
-            self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
-        }
         let ahead = self.scope.ahead.clone();
-        self.look_among("unsettled originals", topic, &ahead, |_, _, _| true)?;
+        self.look_among("unsettled originals", topic, &ahead, |_| true)?;
         self.ledger.unsettled_duplicates = self.claims.join().context(TEMPORARY)?;
         self.ledger.duplicates += self.ledger.unsettled_duplicates;
         Ok(())
@@ -281,17 +263,17 @@ impl<'a> Auditor<'a> {
         step: &'static str,
         topic: &str,
         spans: &[Span],
-        counts: impl Fn(&HashMap<i32, States>, &Record<'_>, i32) -> bool,
+        counts: impl Fn(&Record<'_>) -> bool,
     ) -> anyhow::Result<()> {
         if self.claims.left() == 0 {
             return Ok(());
         }
         self.watch.step(step, Some(records::total(spans)));
-        let (claims, states, watch) = (&mut self.claims, &self.states, &mut self.watch);
+        let (claims, watch) = (&mut self.claims, &mut self.watch);
         let mut keys = KeyReader::new(self.config, topic);
         self.reader
             .each(topic, spans, &mut |done| watch.done(done), |record, partition| {
-                if counts(states, record, partition)
+                if counts(record)
                     && let Some((key, _)) = keys.read(record, partition)
                 {
                     claims.other(key).context(TEMPORARY)?;

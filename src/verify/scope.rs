@@ -14,9 +14,7 @@ use crate::kafka::metadata::{self, Metadata};
 pub(super) struct Scope {
     /// What is settled.
     pub(super) records: Vec<Span>,
-    /// All that the group has settled, of all partitions: an original may be anywhere.
-    pub(super) settled: Vec<Span>,
-    /// From the group's offsets to the ends, of all partitions.
+    /// From the group's offsets to the ends, of all partitions: an original may be anywhere.
     pub(super) ahead: Vec<Span>,
     pub(super) overflow: Vec<Span>,
     pub(super) dead_letters: Vec<Span>,
@@ -85,7 +83,6 @@ impl Scope {
         let start = metadata::start(committed, low, high, kafka.incarnation)
             .with_context(|| format!("partition {partition} of {}", kafka.topic))?;
         let settled = start.committed.max(low);
-        self.settled.push(span(low, settled));
         self.ahead.push(span(settled, high));
         if !wanted.chosen {
             return Ok(None);
