@@ -14,6 +14,7 @@ mod api;
 mod api_query;
 mod api_server;
 mod api_users;
+mod chaos;
 mod check;
 mod columns;
 mod crashes;

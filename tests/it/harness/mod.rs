@@ -54,7 +54,12 @@ pub(crate) struct Scene {
 impl Scene {
     /// A scene on the shared stack. `name` is the test's, shortened.
     pub(crate) fn new(name: &str, partitions: i32) -> Self {
-        Self::on(Addresses::shared(), None, name, partitions)
+        Self::on(Addresses::shared(), None, name, partitions, 1)
+    }
+
+    /// A scene on a stack that others will use after it. Its topics are replicated that often.
+    pub(crate) fn beside(stack: &PrivateStack, name: &str, partitions: i32, replicas: i32) -> Self {
+        Self::on(stack.addresses.clone(), None, name, partitions, replicas)
     }
 
     /// A scene on a stack of its own, whose services may be stopped.
@@ -65,10 +70,16 @@ impl Scene {
     /// The same with several brokers. A topic has each partition on one of them alone.
     pub(crate) fn private_of(name: &str, partitions: i32, brokers: u32) -> Self {
         let stack = PrivateStack::up(brokers);
-        Self::on(stack.addresses.clone(), Some(stack), name, partitions)
+        Self::on(stack.addresses.clone(), Some(stack), name, partitions, 1)
     }
 
-    fn on(addresses: Addresses, stack: Option<PrivateStack>, name: &str, partitions: i32) -> Self {
+    fn on(
+        addresses: Addresses,
+        stack: Option<PrivateStack>,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+    ) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Two tests may have chosen the same name.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -82,7 +93,7 @@ impl Scene {
             group: format!("{unique}_group"),
             database: unique.clone(),
             prefix: format!("{unique}:"),
-            kafka: Kafka::at(&addresses.brokers),
+            kafka: Kafka::at(&addresses.brokers, replicas),
             clickhouse: ClickHouse::at(&addresses.clickhouse),
             settings: Vec::new(),
             redis_url: addresses.redis.clone(),
@@ -159,6 +170,11 @@ impl Scene {
 
     /// Starts a worker with some settings of its own.
     pub(crate) fn start_with(&self, settings: &[(&str, &str)]) -> Worker {
+        self.start_faulty(settings, "")
+    }
+
+    /// The same with faults of its own, in the language of `src/faults.rs`.
+    pub(crate) fn start_faulty(&self, settings: &[(&str, &str)], faults: &str) -> Worker {
         let number = self.workers.fetch_add(1, Ordering::Relaxed);
         let (http, admin) = (free_port(), free_port());
         let mut command = self.command();
@@ -167,6 +183,7 @@ impl Scene {
         }
         command
             .args(["run", "--role", "worker"])
+            .env("FAILPOINTS", faults)
             .env("SLUICE_HTTP__LISTEN", format!("127.0.0.1:{http}"))
             .env("SLUICE_HTTP__ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
         Worker::spawn(
@@ -280,6 +297,11 @@ impl Scene {
     /// A key with this scene's prefix.
     pub(crate) fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
+    }
+
+    /// Where the workers' logs are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Logs of all workers so far, by their start.
