@@ -88,6 +88,9 @@ impl Partition {
                         // No row by itself is refused: something behind the table is, and an operator must mend it.
                         again(&error, &mut delays).await;
                     }
+                    Class::Transient if faults::without("without-acknowledgement") => {
+                        return Written::Acknowledged { refused };
+                    }
                     Class::Transient => again(&error, &mut delays).await,
                 }
             }
