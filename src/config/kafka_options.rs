@@ -19,7 +19,7 @@ const ACCEPTED: &str =
     "a table of quoted librdkafka settings, such as { \"security.protocol\" = \"SASL_SSL\" }";
 
 /// Settings that stay the worker's own, and why.
-const OWNED: [(&str, &str); 12] = [
+const OWNED: [(&str, &str); 13] = [
     ("bootstrap.servers", "is kafka.brokers"),
     ("metadata.broker.list", "is kafka.brokers"),
     ("group.id", "is kafka.group_id"),
@@ -44,6 +44,10 @@ const OWNED: [(&str, &str); 12] = [
         "would skip or repeat events silently; the worker seeks itself",
     ),
     ("enable.partition.eof", "changes what the worker polls"),
+    (
+        "statistics.interval.ms",
+        "would hide where a partition ends from the worker",
+    ),
     (
         "delivery.report.only.error",
         "would hide the acknowledgements of dead letters",

@@ -90,7 +90,7 @@ fn judge(
     let group_identify = event == "$groupidentify";
     let event = append(text, &event);
     let distinct_id = distinct_id(&bodies, headers.distinct_id, text)?;
-    let timestamp = event_time(&bodies, headers.timestamp, record.timestamp)?;
+    let time = event_time(&bodies, headers.timestamp, record.timestamp)?;
     let origin = headers.origin();
     let (id, uuid) = match id(&bodies, headers.uuid) {
         None => (
@@ -114,7 +114,8 @@ fn judge(
         id,
         event,
         distinct_id,
-        timestamp,
+        timestamp: time.ms,
+        timed_by_kafka: time.is_kafkas,
         properties: parts.properties,
         set: parts.set,
         set_once: parts.set_once,

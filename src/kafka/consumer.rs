@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
-use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -231,6 +229,7 @@ impl<'a> Session<'a> {
                 self.context.start_waiting(self.consumer);
                 self.started_waiting_at = Instant::now();
             }
+            self.context.stop_cut_off(self.consumer);
             self.close_due();
             if self.memory_is_short() {
                 std::thread::park_timeout(POLL);
@@ -285,13 +284,8 @@ impl<'a> Session<'a> {
         let accepted = intake.accept(&record);
         let full = intake.is_full(self.bounds);
         if let Err(refusal) = accepted {
-            let lane = intake.stop();
             drop(intakes);
-            self.context.stopped(partition, &refusal);
-            self.context
-                .runtime
-                .block_on(join_all(lane.map(|lane| lane.end(Duration::ZERO))));
-            self.pause(partition, true);
+            self.context.stop(self.consumer, partition, &refusal);
         } else if full {
             drop(intakes);
             self.close_due();
@@ -322,7 +316,7 @@ impl<'a> Session<'a> {
                 .set(intakes.values().filter(|i| i.paused || i.over_share).count() as f64);
         }
         for (partition, pause) in changes {
-            self.pause(partition, pause);
+            self.context.pause(self.consumer, partition, pause);
         }
     }
 
@@ -370,20 +364,7 @@ impl<'a> Session<'a> {
             }
         }
         for (partition, pause) in changes {
-            self.pause(partition, pause);
-        }
-    }
-
-    fn pause(&self, partition: i32, pause: bool) {
-        let mut tpl = TopicPartitionList::new();
-        tpl.add_partition(&self.worker.config.kafka.topic, partition);
-        let done = if pause {
-            self.consumer.pause(&tpl)
-        } else {
-            self.consumer.resume(&tpl)
-        };
-        if let Err(error) = done {
-            tracing::warn!(partition, pause, error = %error, "a partition could not be paused or resumed");
+            self.context.pause(self.consumer, partition, pause);
         }
     }
 

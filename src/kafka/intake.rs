@@ -24,6 +24,44 @@ pub struct Bounds {
     pub bytes: usize,
 }
 
+/// What is known of the partition's end. The client reports that it was reached, in order with the records, but not at
+/// which offset; its statistics know the offset, and come in that order too, but may speak of an earlier assignment.
+/// So an offset counts if two of them in a row agree on it, both after the report and with no record in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Records come.
+    Ahead,
+    /// It was reached after the last record.
+    Reached,
+    /// And the statistics say where, once.
+    ToldOnce(i64),
+}
+
+impl End {
+    /// Statistics say `end`. Answers whether that counts.
+    fn is_told(&mut self, end: i64) -> bool {
+        match *self {
+            Self::Ahead => false,
+            Self::ToldOnce(before) if before == end => true,
+            Self::Reached | Self::ToldOnce(_) => {
+                *self = Self::ToldOnce(end);
+                false
+            }
+        }
+    }
+}
+
+/// What an end that is known means to a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtEnd {
+    /// Nothing but what it has.
+    Nothing,
+    /// Up to there all that was no record is passed over.
+    PassedOver,
+    /// The partition ends before the block that was announced, at this offset: it may have lost records.
+    BeforeAnnounced(i64),
+}
+
 /// One assigned partition, as the polling thread sees it.
 #[derive(Debug)]
 pub struct Intake {
@@ -36,6 +74,7 @@ pub struct Intake {
     verify: Option<Previous>,
     incarnation: u32,
     in_flight: Arc<InFlight>,
+    end: End,
     /// Its block is full, and nobody takes it.
     pub paused: bool,
     /// Memory is short, and it holds more than its share.
@@ -54,6 +93,7 @@ impl Intake {
             verify: start.previous,
             incarnation,
             in_flight: Arc::clone(in_flight),
+            end: End::Ahead,
             paused: false,
             over_share: false,
         }
@@ -67,6 +107,7 @@ impl Intake {
         if self.lane.is_none() {
             return Ok(());
         }
+        self.end = End::Ahead;
         if let Some(previous) = self.verify.take()
             && record.offset <= previous.offset
         {
@@ -96,11 +137,28 @@ impl Intake {
         Ok(())
     }
 
-    /// The end of the partition was reached: an announced block that lacks records gets no more.
+    /// The end of the partition was reached.
     pub fn reached_end(&mut self) {
-        if self.lane.is_some() && self.announced.is_some() {
-            self.close();
+        self.end = End::Reached;
+    }
+
+    /// The client's statistics say at which offset it last reached the end. What lies between the last record and there
+    /// (markers of transactions, what compaction took) will never be a record: an announced block that ends there gets
+    /// no more, and the rest is settled as a block without records.
+    pub fn told_end(&mut self, end: i64) -> AtEnd {
+        let Some(lane) = self.lane.as_ref().filter(|_| self.end.is_told(end)) else {
+            return AtEnd::Nothing;
+        };
+        match self.announced {
+            Some(announced) if end < announced.end => return AtEnd::BeforeAnnounced(announced.end),
+            Some(_) => {}
+            None if self.open.is_empty() && lane.outstanding().blocks() == 0 && self.open.next() < end => {
+                self.open.pass_over(end);
+            }
+            None => return AtEnd::Nothing,
         }
+        self.close();
+        AtEnd::PassedOver
     }
 
     /// Closes the open block where it is due. Answers whether the partition must be paused: its block is full
@@ -181,5 +239,20 @@ impl Intake {
         self.open = Open::new(self.open.next(), None, &self.in_flight);
         self.announced = None;
         self.lane.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_counts_once_it_was_reached_and_two_statistics_agree_on_it() {
+        let mut end = End::Ahead;
+        assert!(!end.is_told(7) && !end.is_told(7), "records still come");
+        end = End::Reached;
+        assert!(!end.is_told(7), "perhaps of an earlier assignment");
+        assert!(!end.is_told(9) && !end.is_told(7), "they do not agree");
+        assert!(end.is_told(7) && end.is_told(7));
     }
 }

@@ -125,6 +125,9 @@ pub struct Start {
     pub announced: Option<Announcement>,
     /// Records that retention took before they were read.
     pub missing: i64,
+    /// A worker committed C, so that its metadata says what may be under way from there. It does not where nothing is
+    /// committed (the offsets have expired), or where somebody else has set the offset.
+    pub ours: bool,
 }
 
 /// Why a partition does not start, until an operator has looked.
@@ -181,6 +184,7 @@ pub fn start(
         previous: None,
         announced: None,
         missing: 0,
+        ours: false,
     };
     let Some((committed, text)) = committed else {
         return Ok(fresh);
@@ -197,6 +201,7 @@ pub fn start(
             });
         }
     }
+    let ours = metadata.is_some();
     let metadata = metadata.unwrap_or_default();
     // Every record of an announced block was read once. Where the topic ends before it, it has lost some, and others
     // will come in their place: taken for the announced ones, they would be passed over.
@@ -217,6 +222,7 @@ pub fn start(
         previous,
         announced: metadata.announced.filter(|a| a.end > committed),
         missing: (low - committed).max(0),
+        ours,
     })
 }
 
@@ -295,6 +301,7 @@ mod tests {
             previous: None,
             announced: None,
             missing: 0,
+            ours: false,
         };
         assert_eq!(start(None, 7, 50, 1), Ok(at(7, 7)));
         assert_eq!(start(Some((42, "")), 0, 50, 1), Ok(at(42, 42)));
@@ -303,6 +310,7 @@ mod tests {
             Ok(Start {
                 previous: Some(PREVIOUS),
                 announced: Some(ANNOUNCED),
+                ours: true,
                 ..at(42, 41)
             })
         );
@@ -310,6 +318,7 @@ mod tests {
             start(Some((42, &text(Some(PREVIOUS), None))), 60, 100, 1),
             Ok(Start {
                 missing: 18,
+                ours: true,
                 ..at(42, 60)
             }),
             "retention took the record before and more"

@@ -18,7 +18,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::runtime::Handle;
 
 use super::committer::{Committer, Ownership};
-use super::intake::Intake;
+use super::intake::{AtEnd, Intake};
 use super::metadata::{Refusal, Start, UnknownVersion};
 use super::start::{self, Asked, Committed};
 use crate::faults;
@@ -44,6 +44,8 @@ pub(super) struct Context {
     intakes: Mutex<BTreeMap<i32, Intake>>,
     /// Assigned partitions that cannot start, because nobody tells where they begin and end.
     waiting: Mutex<VecDeque<Committed>>,
+    /// Partitions that seem to end before the block that was announced, each with that block's end.
+    cut_off: Mutex<BTreeMap<i32, i64>>,
     broken: Mutex<Option<Broken>>,
 }
 
@@ -67,6 +69,7 @@ impl Context {
             ownership: Arc::default(),
             intakes: Mutex::default(),
             waiting: Mutex::default(),
+            cut_off: Mutex::default(),
             broken: Mutex::default(),
         }
     }
@@ -86,7 +89,7 @@ impl Context {
         self.intakes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn stopped(&self, partition: i32, refusal: &Refusal) {
+    fn stopped(&self, partition: i32, refusal: &Refusal) {
         self.worker
             .health
             .partition_stopped(partition, refusal.to_string());
@@ -173,6 +176,7 @@ impl Context {
             partition,
             epoch,
             committed: start.committed,
+            ours: start.ours,
             highest,
         };
         let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);
@@ -229,6 +233,50 @@ impl Context {
         }
     }
 
+    /// Stops the partitions that end before the block that was announced: others would come in the place of the records
+    /// that were lost, and pass for them. Called between polls. Only their leaders know, for a follower may be behind.
+    pub(super) fn stop_cut_off(&self, consumer: &BaseConsumer<Self>) {
+        let suspects = std::mem::take(&mut *self.cut_off.lock().unwrap_or_else(PoisonError::into_inner));
+        let kafka = &self.worker.config.kafka;
+        for (partition, announced_end) in suspects {
+            match consumer.fetch_watermarks(&kafka.topic, partition, ASK_BOUNDS_AGAIN) {
+                Ok((_, high)) if high < announced_end => {
+                    let refusal = Refusal::BeyondEnd {
+                        committed: announced_end,
+                        high,
+                        incarnation: kafka.incarnation,
+                    };
+                    self.stop(consumer, partition, &refusal);
+                }
+                // It is heard of again with the next statistics.
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends the partition's tasks and reads nothing more of it, until an operator has looked.
+    pub(super) fn stop(&self, consumer: &BaseConsumer<Self>, partition: i32, refusal: &Refusal) {
+        let lane = self.lock().get_mut(&partition).and_then(Intake::stop);
+        self.stopped(partition, refusal);
+        self.runtime
+            .block_on(join_all(lane.map(|lane| lane.end(Duration::ZERO))));
+        self.pause(consumer, partition, true);
+    }
+
+    /// Fetches nothing more of the partition, or goes on with it.
+    pub(super) fn pause(&self, consumer: &BaseConsumer<Self>, partition: i32, pause: bool) {
+        let mut tpl = TopicPartitionList::new();
+        tpl.add_partition(&self.worker.config.kafka.topic, partition);
+        let done = if pause {
+            consumer.pause(&tpl)
+        } else {
+            consumer.resume(&tpl)
+        };
+        if let Err(error) = done {
+            tracing::warn!(partition, pause, error = %error, "a partition could not be paused or resumed");
+        }
+    }
+
     /// Until now it was assigned without being read.
     fn assign_anew(
         &self,
@@ -245,6 +293,24 @@ impl Context {
         consumer.incremental_unassign(&tpl)?;
         consumer.incremental_assign(&tpl)?;
         consumer.resume(&tpl)
+    }
+
+    fn told_end(&self, partition: i32, end: i64) {
+        let at_end = self.lock().get_mut(&partition).map(|intake| intake.told_end(end));
+        match at_end {
+            Some(AtEnd::PassedOver) => {
+                tracing::info!(
+                    partition,
+                    end,
+                    "what is no record at the partition's end is passed over"
+                );
+            }
+            Some(AtEnd::BeforeAnnounced(announced_end)) => {
+                let mut cut_off = self.cut_off.lock().unwrap_or_else(PoisonError::into_inner);
+                cut_off.insert(partition, announced_end);
+            }
+            Some(AtEnd::Nothing) | None => {}
+        }
     }
 
     fn fail(&self, why: String) {
@@ -324,6 +390,7 @@ impl ClientContext for Context {
                 if stats.hi_offset >= 0 && settled >= 0 {
                     telemetry::consumer_lag(partition).set((stats.hi_offset - settled).max(0) as f64);
                 }
+                self.told_end(partition, stats.eof_offset);
             }
         }
     }

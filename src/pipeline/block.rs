@@ -203,6 +203,11 @@ impl Open {
         self.next = record.offset + 1;
     }
 
+    /// Goes on at `next`: no record lies before it any more.
+    pub fn pass_over(&mut self, next: i64) {
+        self.next = next;
+    }
+
     /// Records so far.
     pub fn len(&self) -> usize {
         self.records.starts.len()

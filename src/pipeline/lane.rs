@@ -56,6 +56,8 @@ pub struct Assigned {
     pub epoch: u64,
     /// The committed offset.
     pub committed: i64,
+    /// Whether a worker committed it.
+    pub ours: bool,
     /// What the table has.
     pub highest: Highest,
 }
@@ -76,12 +78,11 @@ impl Lane {
         // Unbounded, and yet bounded: the polling thread closes no block beyond a few outstanding ones.
         let (blocks, incoming) = unbounded_channel();
         let stop = CancellationToken::new();
-        let highest = assigned.highest.clone();
         let partition = Partition::new(Arc::clone(worker), committer, assigned);
         let stopped = Arc::<AtomicBool>::default();
         let task = runtime.spawn(run(
             partition,
-            highest,
+            assigned.clone(),
             incoming,
             stop.clone(),
             Arc::clone(&stopped),
@@ -129,7 +130,7 @@ impl Lane {
 
 async fn run(
     partition: Partition,
-    highest: Highest,
+    assigned: Assigned,
     mut incoming: UnboundedReceiver<Block>,
     stop: CancellationToken,
     stopped: Arc<AtomicBool>,
@@ -137,7 +138,10 @@ async fn run(
     let (prepared, mut ready) = channel::<Prepared>(1);
     let number = partition.number;
     let prepare = async {
-        let highest = highest.of(number).await;
+        let highest = assigned.highest.of(number).await;
+        if !assigned.ours && highest.is_some_and(|highest| highest >= assigned.committed) {
+            partition.wait_out_earlier_inserts().await;
+        }
         while let Some(block) = incoming.recv().await {
             match partition.prepare(block, highest).await {
                 Ok(block) => {

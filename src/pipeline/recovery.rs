@@ -21,9 +21,6 @@ use crate::event::Event;
 use crate::faults;
 use crate::telemetry::{Service, Stage, metrics};
 
-/// Beyond the deadline, until nothing of an announcement whose payloads are gone can be accepted any more: clocks may
-/// differ by this much without the table refusing everything.
-const AFTER_DEADLINE: Duration = Duration::from_mins(1);
 /// The longest pause before a block is announced once more: with a clock that is off it never helps.
 const AFTER_STALE: Duration = Duration::from_secs(5);
 
@@ -109,8 +106,9 @@ impl Partition {
             return;
         }
         metrics().announcements_lost.increment(1);
-        let over = announced.time_ms + self.worker.deadline_ms() + AFTER_DEADLINE.as_millis() as i64;
-        let wait = Duration::from_millis(u64::try_from(over - now_ms()).unwrap_or(0));
+        // The second deadline is for the clocks: if they differed by more, the table would refuse everything.
+        let over = announced.time_ms.saturating_add(2 * self.worker.deadline_ms());
+        let wait = Duration::from_millis(u64::try_from(over.saturating_sub(now_ms())).unwrap_or(0));
         tracing::error!(
             partition = self.number,
             start = prepared.block.start,
@@ -119,6 +117,23 @@ impl Partition {
             wait_seconds = wait.as_secs(),
             "the records of an announced block have changed (retention or compaction?); what is left is written once \
              no insert of the old announcement can land"
+        );
+        tokio::time::sleep(wait).await;
+    }
+
+    /// The offsets expired or were rewound, and no announcement tells which inserts of the time before may still be on
+    /// their way: each under a token that only it knows. So they must have become impossible. Their time is at most a
+    /// deadline ahead of the server's clock, or the table would have refused them; a deadline after it they are too old.
+    pub(super) async fn wait_out_earlier_inserts(&self) {
+        if faults::without("without-wait") {
+            return;
+        }
+        let wait = Duration::from_millis(self.worker.deadline_ms() as u64 * 2);
+        tracing::warn!(
+            partition = self.number,
+            wait_seconds = wait.as_secs(),
+            "the group's offset was rewound or has expired, and the table has rows from before: waiting until no insert \
+             of that time can land any more"
         );
         tokio::time::sleep(wait).await;
     }

@@ -17,6 +17,7 @@ mod api_users;
 mod chaos;
 mod check;
 mod columns;
+mod corners;
 mod crashes;
 mod dead_letters;
 mod harness;

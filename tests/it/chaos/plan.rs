@@ -220,6 +220,8 @@ pub(super) struct Plan {
     /// Of one token; `None` where offsets are rewound, which may judge anew.
     pub(super) limit: Option<u64>,
     pub(super) months: u64,
+    /// `clickhouse.insert_deadline_seconds`. Offsets that were set back are recovered once it has passed.
+    pub(super) deadline: u32,
     pub(super) faults: Vec<Planned>,
 }
 
@@ -260,6 +262,7 @@ impl Plan {
             age_ms: rng.random_range(60..300),
             limit: (!rewound).then(|| rng.random_range(300..1_500)),
             months: MONTHS,
+            deadline: if rewound { 15 } else { 60 },
             faults,
         }
     }

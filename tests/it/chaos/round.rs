@@ -43,6 +43,7 @@ pub(super) fn play(plan: &Plan, stack: &PrivateStack, without: &str) -> Outcome 
         let mut scene = Scene::beside(stack, &format!("chaos{}", plan.seed), PARTITIONS, BROKERS);
         scene.set("kafka.options", plan.protocol.options());
         scene.set("batch.max_age_ms", &plan.age_ms.to_string());
+        scene.set_deadline(plan.deadline);
         judge::prepare(&scene);
         if let Some(limit) = plan.limit {
             let key = scene.key(&format!("config:rate_limit:{{{LIMITED}}}"));

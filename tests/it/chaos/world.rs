@@ -124,7 +124,7 @@ impl<'a> World<'a> {
         let both = [self.without, faults].join(";");
         let settings = [("clickhouse.url", clickhouse.url()), ("redis.url", redis.url())];
         Member {
-            worker: self.scene.start_faulty(&settings, both.trim_matches(';')),
+            worker: self.scene.start_failing(both.trim_matches(';'), &settings),
             clickhouse,
             redis,
         }

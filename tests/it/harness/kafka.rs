@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
@@ -62,6 +64,13 @@ impl Record {
     pub(crate) fn place(&self) -> (i32, i64) {
         (self.partition, self.offset)
     }
+}
+
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transaction {
+    Committed,
+    Aborted,
 }
 
 /// Notes where each record landed.
@@ -162,20 +171,7 @@ impl Kafka {
             result.unwrap();
         }
         for (topic, partitions) in topics {
-            eventually("a new topic has its partitions", ASK, || {
-                match self.partitions(topic) {
-                    n if n == *partitions => Ok(()),
-                    n => Err(format!("{topic} has {n} partitions")),
-                }
-            });
-            let consumer = self.consumer("it-ask");
-            for partition in 0..*partitions {
-                eventually("a new partition has a leader", ASK, || {
-                    consumer
-                        .fetch_watermarks(topic, partition, ASK)
-                        .map_err(|error| error.to_string())
-                });
-            }
+            self.led(topic, *partitions);
         }
     }
 
@@ -214,6 +210,43 @@ impl Kafka {
         block_on(self.admin.delete_topics(topics, &AdminOptions::new())).unwrap();
     }
 
+    /// Sets one of a topic's settings; the others get their defaults.
+    pub(crate) fn configure(&self, topic: &str, name: &str, value: &str) {
+        let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let results = block_on(self.admin.alter_configs([&config], &AdminOptions::new())).unwrap();
+        for result in results {
+            result.unwrap();
+        }
+    }
+
+    /// Adds partitions to a topic, up to `partitions`.
+    pub(crate) fn grow(&self, topic: &str, partitions: i32) {
+        let new = NewPartitions::new(topic, partitions as usize);
+        let results = block_on(self.admin.create_partitions([&new], &AdminOptions::new())).unwrap();
+        for result in results {
+            result.unwrap();
+        }
+        self.led(topic, partitions);
+    }
+
+    /// Waits until every partition can be asked.
+    fn led(&self, topic: &str, partitions: i32) {
+        eventually("a topic has its partitions", ASK, || {
+            match self.partitions(topic) {
+                n if n == partitions => Ok(()),
+                n => Err(format!("{topic} has {n} partitions")),
+            }
+        });
+        let consumer = self.consumer("it-ask");
+        for partition in 0..partitions {
+            eventually("a new partition has a leader", ASK, || {
+                consumer
+                    .fetch_watermarks(topic, partition, ASK)
+                    .map_err(|error| error.to_string())
+            });
+        }
+    }
+
     /// Removes a partition's records below `offset`, as retention would.
     pub(crate) fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
         let mut list = TopicPartitionList::new();
@@ -240,11 +273,38 @@ impl Kafka {
         stream.finish()
     }
 
+    /// The same in one transaction, which is then committed or aborted: a marker follows the records.
+    pub(crate) fn transact(&self, topic: &str, records: Vec<Record>, end: Transaction) -> Vec<Record> {
+        let id = format!("{topic}-transactions");
+        let options = [
+            ("transactional.id", id.as_str()),
+            ("transaction.timeout.ms", "120000"),
+        ];
+        let mut stream = self.stream_with(topic, &options);
+        let patience = Duration::from_mins(1);
+        stream.producer.init_transactions(patience).unwrap();
+        stream.producer.begin_transaction().unwrap();
+        stream.send(records);
+        stream.producer.flush(Duration::from_secs(130)).unwrap();
+        match end {
+            Transaction::Committed => stream.producer.commit_transaction(patience).unwrap(),
+            Transaction::Aborted => stream.producer.abort_transaction(patience).unwrap(),
+        }
+        stream.finish()
+    }
+
     /// A producer for `topic`.
     pub(crate) fn stream(&self, topic: &str) -> Stream {
+        self.stream_with(topic, &[])
+    }
+
+    fn stream_with(&self, topic: &str, options: &[(&str, &str)]) -> Stream {
         let deliveries = Deliveries::default();
         let landed = Arc::clone(&deliveries.0);
         let mut client = config(&self.brokers);
+        for (name, value) in options {
+            client.set(*name, *value);
+        }
         client
             .set("acks", "all")
             .set("enable.idempotence", "true")
