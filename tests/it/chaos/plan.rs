@@ -262,7 +262,7 @@ impl Plan {
             age_ms: rng.random_range(60..300),
             limit: (!rewound).then(|| rng.random_range(300..1_500)),
             months: MONTHS,
-            deadline: if rewound { 15 } else { 60 },
+            deadline: if rewound { 8 } else { 60 },
             faults,
         }
     }

@@ -174,7 +174,12 @@ impl Shared {
         let mut now = self.state.lock().unwrap();
         let mut connection = self.connection.lock().unwrap();
         let is_insert = some.windows(6).any(|word| word == b"INSERT");
-        if now.manner == Manner::HoldsInserts && (is_insert || !kept.is_empty()) {
+        // What is cut is not held, so that an insert may lose its answer and its repeat be kept back.
+        let cut = now
+            .cuts
+            .filter(|(_, only_inserts, times)| *times > 0 && (is_insert || !only_inserts))
+            .filter(|_| kept.is_empty() && !some.is_empty());
+        if cut.is_none() && now.manner == Manner::HoldsInserts && (is_insert || !kept.is_empty()) {
             if kept.is_empty() {
                 now.held += 1;
                 connection.insert_held = true;
@@ -185,10 +190,7 @@ impl Shared {
             connection.insert_under_way = true;
             now.under_way += 1;
         }
-        if let Some((cut, only_inserts, times @ 1..)) = now.cuts
-            && !some.is_empty()
-            && (is_insert || !only_inserts)
-        {
+        if let Some((cut, only_inserts, times)) = cut {
             now.cuts = Some((cut, only_inserts, times - 1));
             match cut {
                 Cut::Request(bytes) => return Piece::Cut(bytes),
