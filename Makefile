@@ -15,7 +15,7 @@ test: ## Run all tests on a stack of their own (one test: make test ARGS=its_nam
 	@deploy/local/test $(ARGS)
 
 chaos: ## Faults drawn from a seed, under load (make chaos ROUNDS=50 SEED=1; WITHOUT=guard must fail; STOP=1 at the first)
-	@CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_WITHOUT=$(WITHOUT) CHAOS_STOP=$(STOP) \
+	@RUST_BACKTRACE=0 CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_WITHOUT=$(WITHOUT) CHAOS_STOP=$(STOP) \
 		deploy/local/test chaos::rounds_of_chaos_are_exact --exact --ignored --nocapture
 
 check: ## Formatting, lints and documentation, every warning an error

@@ -248,7 +248,7 @@ impl World<'_> {
                     cut => cut,
                 };
                 proxy.cut(cut, way == Way::ClickHouse, times);
-                let until = Instant::now() + Duration::from_secs(8);
+                let until = Instant::now() + Duration::from_secs(15);
                 while proxy.cuts_left() > 0 && Instant::now() < until {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -362,7 +362,7 @@ impl World<'_> {
     }
 
     /// Waits until the server works on no insert any more.
-    fn no_insert_runs(&self) {
+    pub(super) fn no_insert_runs(&self) {
         eventually("no insert runs", PATIENCE, || {
             let running = self
                 .scene

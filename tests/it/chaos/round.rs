@@ -11,7 +11,7 @@ use super::plan::{PARTITIONS, Plan};
 use super::world::{Hit, World, lock};
 use crate::harness::Scene;
 use crate::harness::stack::{PrivateStack, Service};
-use crate::harness::wait::{eventually, seen};
+use crate::harness::wait::eventually;
 
 const BROKERS: i32 = 3;
 /// After the last fault, on a machine that is busy with other things.
@@ -138,12 +138,10 @@ fn disturbed(world: &World<'_>) -> Verdict {
         world.scene.kafka.is_whole()
     });
     world.scene.settled_within(SETTLES_WITHIN);
+    world.no_insert_runs();
     let mut alive = Vec::new();
     for mut member in world.take_all() {
         let log = member.worker.log.clone();
-        eventually("no insert is under way", SETTLES_WITHIN, || {
-            seen(member.clickhouse.under_way() == 0, member.clickhouse.under_way())
-        });
         let ended = member.worker.ended();
         assert!(
             ended.is_none(),

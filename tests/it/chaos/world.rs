@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Beyond so many unsettled records the load waits: a round must end.
 const MOST_UNSETTLED: u64 = 20_000;
 /// How long a fault waits for its victim to have something in flight.
-const BUSY_WITHIN: Duration = Duration::from_secs(8);
+const BUSY_WITHIN: Duration = Duration::from_secs(20);
 /// SIGTERM's thirty seconds, and as much again for a machine that is busy with other things.
 pub(super) const TERM_WITHIN: Duration = Duration::from_mins(1);
 

@@ -56,6 +56,8 @@ struct Connection {
     insert_under_way: bool,
     insert_held: bool,
     cut_at_answer: bool,
+    /// The server has closed it.
+    over: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -186,7 +188,7 @@ impl Shared {
             }
             return Piece::Keep;
         }
-        if (is_insert || !kept.is_empty()) && !connection.insert_under_way {
+        if (is_insert || !kept.is_empty()) && !connection.insert_under_way && !connection.over {
             connection.insert_under_way = true;
             now.under_way += 1;
         }
@@ -320,6 +322,7 @@ fn answers(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
         // Whoever asked may be gone; the server is heard to the end all the same.
         receives = receives && shared.pass(&mut to, &chunk[..n]);
     }
+    shared.connection.lock().unwrap().over = true;
     shared.insert_ended("");
     drop(from.shutdown(Shutdown::Both));
     drop(to.shutdown(Shutdown::Both));
