@@ -9,10 +9,12 @@
 //! `faults::without`) it must fail: that is how the suite shows that it would see a loss or a repeat.
 
 mod acts;
+mod fault;
 mod judge;
 mod plan;
 mod report;
 mod round;
+mod services;
 mod world;
 
 use self::plan::Plan;
@@ -58,7 +60,8 @@ fn rounds_of_chaos_are_exact() {
     let stack = round::stack();
     let mut outcomes = Vec::new();
     for seed in first..first + rounds {
-        let outcome = round::play(&Plan::of(seed, FAULTS), &stack, &without(&guards));
+        let plan = Plan::against(&guards, seed, FAULTS);
+        let outcome = round::play(&plan, &stack, &without(&guards));
         let exact = outcome.exact;
         outcomes.push(outcome);
         if !exact && stop {

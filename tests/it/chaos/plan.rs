@@ -7,6 +7,7 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha12Rng;
 
+use super::fault::{Fault, Sender, Trouble, Way};
 use crate::harness::proxy::Cut;
 use crate::harness::stack::Service;
 
@@ -54,153 +55,6 @@ impl Protocol {
     }
 }
 
-/// The way to a service that is disturbed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    ClickHouse,
-    Redis,
-}
-
-/// How a way is disturbed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The connections of so many requests are cut.
-    Cut(Cut, usize),
-    /// Every piece comes so much later.
-    Delayed(Duration),
-    Slow,
-    /// Every third answer is lost, with its connection.
-    AnswersLost,
-    /// Answers are kept back, and let go later.
-    AnswersHeld,
-}
-
-/// What a worker with a held insert does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sender {
-    Dies,
-    Freezes,
-}
-
-/// One fault. `pick` chooses among the workers that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// `kill -9` of a worker.
-    Kill {
-        pick: usize,
-    },
-    /// A worker dies at a moment of a block, after so many passes of it.
-    Death {
-        moment: &'static str,
-        passes: u32,
-    },
-    /// A worker is frozen, past its session time-out or not, and woken.
-    Freeze {
-        pick: usize,
-        past_session: bool,
-    },
-    /// The same of a worker that has decided its blocks and not announced them.
-    FreezeDecided,
-    /// Down to one worker, up to four, down to one.
-    Scale,
-    /// Every worker is told to end, one after the other, and replaced.
-    Rolling,
-    BrokerKilled {
-        broker: Service,
-        away: Duration,
-    },
-    BrokerFrozen {
-        broker: Service,
-        away: Duration,
-    },
-    /// A broker hands over what it leads and is started again; then the leaders move back.
-    LeadersMoved {
-        broker: Service,
-    },
-    /// `kill -9` of `ClickHouse`, so long after an insert has come to it.
-    ClickHouseKilled {
-        into: Duration,
-        away: Duration,
-    },
-    RedisKilled {
-        away: Duration,
-    },
-    Disturbed {
-        way: Way,
-        pick: usize,
-        trouble: Trouble,
-    },
-    /// An insert is held on its way, its sender dies or freezes, its block is recovered; then it is let go.
-    InsertHeld {
-        pick: usize,
-        sender: Sender,
-    },
-    /// All workers die after an insert, `ClickHouse` forgets all deduplication tokens, others go on.
-    TokensForgotten,
-    /// All workers die; the group's offsets are set back by so many records, without a word on any block.
-    Rewound {
-        records: i64,
-    },
-}
-
-impl Fault {
-    /// The name under which it is counted.
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Self::Kill { .. } => "worker killed",
-            Self::Death { moment, .. } => match *moment {
-                "after-claim" => "death after-claim",
-                "after-permit" => "death after-permit",
-                "before-announce" => "death before-announce",
-                "after-announce" => "death after-announce",
-                "mid-insert" => "death mid-insert",
-                "after-insert" => "death after-insert",
-                "after-reject" => "death after-reject",
-                _ => "death before-advance",
-            },
-            Self::Freeze {
-                past_session: true, ..
-            } => "worker frozen past its session",
-            Self::Freeze { .. } => "worker frozen shortly",
-            Self::FreezeDecided => "worker frozen before announcing",
-            Self::Scale => "1 -> 4 -> 1 workers",
-            Self::Rolling => "rolling restart",
-            Self::BrokerKilled { .. } => "broker killed",
-            Self::BrokerFrozen { .. } => "broker frozen",
-            Self::LeadersMoved { .. } => "leaders moved",
-            Self::ClickHouseKilled { .. } => "ClickHouse killed in mid insert",
-            Self::RedisKilled { .. } => "Redis killed",
-            Self::Disturbed { way, trouble, .. } => match (way, trouble) {
-                (Way::ClickHouse, Trouble::Cut(Cut::Request(0), _)) => "ClickHouse cut before a request",
-                (Way::ClickHouse, Trouble::Cut(Cut::Request(_), _)) => "ClickHouse cut in a request",
-                (Way::ClickHouse, Trouble::Cut(Cut::Answer, _)) => "ClickHouse cut after a request",
-                (Way::ClickHouse, Trouble::Delayed(_)) => "ClickHouse delayed",
-                (Way::ClickHouse, Trouble::Slow) => "ClickHouse slow",
-                (Way::ClickHouse, Trouble::AnswersLost) => "ClickHouse's answers lost",
-                (Way::ClickHouse, Trouble::AnswersHeld) => "ClickHouse's answers held",
-                (Way::Redis, Trouble::Cut(Cut::Request(0), _)) => "Redis cut before a request",
-                (Way::Redis, Trouble::Cut(Cut::Request(_), _)) => "Redis cut in a request",
-                (Way::Redis, Trouble::Cut(Cut::Answer, _)) => "Redis cut after a request",
-                (Way::Redis, Trouble::Delayed(_)) => "Redis delayed",
-                (Way::Redis, Trouble::Slow) => "Redis slow",
-                (Way::Redis, Trouble::AnswersLost) => "Redis's answers lost",
-                (Way::Redis, Trouble::AnswersHeld) => "Redis's answers held",
-            },
-            Self::InsertHeld {
-                sender: Sender::Dies, ..
-            } => "insert held, its worker dies",
-            Self::InsertHeld { .. } => "insert held, its worker freezes",
-            Self::TokensForgotten => "deduplication tokens forgotten",
-            Self::Rewound { .. } => "offsets rewound",
-        }
-    }
-
-    /// Whether nothing else may happen beside it.
-    pub(super) fn is_alone(&self) -> bool {
-        matches!(self, Self::TokensForgotten | Self::Rewound { .. })
-    }
-}
-
 /// A fault and when it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Planned {
@@ -228,10 +82,40 @@ pub(super) struct Plan {
 impl Plan {
     /// The round of `seed`: `count` faults beside each other, and perhaps one at the end that must be alone.
     pub(super) fn of(seed: u64, count: usize) -> Self {
+        Self::drawn(seed, count, &[], None)
+    }
+
+    /// The same, where half of the faults are those that a guard is there for.
+    pub(super) fn against(guard: &str, seed: u64, count: usize) -> Self {
+        let (draws, last): (&[Draw], Option<Draw>) = match guard {
+            "token" | "announcement" | "recut" => (&[held], None),
+            "epoch" => (&[|_| Fault::FreezeDecided], None),
+            "first-query" => (&[death], Some(|_| Fault::TokensForgotten)),
+            "highest" => (&[death], Some(rewound)),
+            "coordinate" => (&[killed, death], None),
+            "decision" => (
+                &[|_| death_at("after-permit"), |_| death_at("before-announce")],
+                None,
+            ),
+            "watermark" => (
+                &[|_| death_at("before-advance"), |_| death_at("before-advance")],
+                None,
+            ),
+            "acknowledgement" | "completion" => (&[clickhouse_killed, clickhouse_killed], None),
+            _ => (&[], None),
+        };
+        Self::drawn(seed, count, draws, last)
+    }
+
+    fn drawn(seed: u64, count: usize, first: &[Draw], last: Option<Draw>) -> Self {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
         let mut draws: Vec<Draw> = DRAWS.to_vec();
         draws.shuffle(&mut rng);
-        let mut faults: Vec<Planned> = draws[..count]
+        draws.truncate(count);
+        for (draw, first) in draws.iter_mut().step_by(2).zip(first.iter().cycle()) {
+            *draw = *first;
+        }
+        let mut faults: Vec<Planned> = draws
             .iter()
             .zip(0..)
             .map(|(draw, n)| Planned {
@@ -239,18 +123,18 @@ impl Plan {
                 fault: draw(&mut rng),
             })
             .collect();
-        let last = match rng.random_range(0..4) {
-            0 => Some(Fault::TokensForgotten),
-            1 => Some(Fault::Rewound {
-                records: rng.random_range(200..2_000),
-            }),
+        let last = last.or(match rng.random_range(0..4) {
+            0 => Some(|_| Fault::TokensForgotten),
+            1 => Some(rewound),
             _ => None,
-        };
-        let rewound = matches!(last, Some(Fault::Rewound { .. }));
-        faults.extend(last.map(|fault| Planned {
+        });
+        faults.extend(last.map(|draw| Planned {
             after: (count as u64 + 2) * BETWEEN_FAULTS,
-            fault,
+            fault: draw(&mut rng),
         }));
+        let rewound = faults
+            .iter()
+            .any(|planned| matches!(planned.fault, Fault::Rewound { .. }));
         Self {
             seed,
             protocol: if seed.is_multiple_of(2) {
@@ -289,10 +173,44 @@ fn ms(rng: &mut ChaCha12Rng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
 }
 
+fn killed(rng: &mut ChaCha12Rng) -> Fault {
+    Fault::Kill {
+        pick: rng.random_range(0..8),
+    }
+}
+
 fn death(rng: &mut ChaCha12Rng) -> Fault {
     Fault::Death {
         moment: MOMENTS[rng.random_range(0..MOMENTS.len())],
         passes: rng.random_range(0..12),
+    }
+}
+
+fn death_at(moment: &'static str) -> Fault {
+    Fault::Death { moment, passes: 4 }
+}
+
+fn clickhouse_killed(rng: &mut ChaCha12Rng) -> Fault {
+    Fault::ClickHouseKilled {
+        into: ms(rng, 0..12),
+        away: ms(rng, 0..2_000),
+    }
+}
+
+fn held(rng: &mut ChaCha12Rng) -> Fault {
+    Fault::InsertHeld {
+        pick: rng.random_range(0..8),
+        sender: if rng.random() {
+            Sender::Dies
+        } else {
+            Sender::Freezes
+        },
+    }
+}
+
+fn rewound(rng: &mut ChaCha12Rng) -> Fault {
+    Fault::Rewound {
+        records: rng.random_range(200..2_000),
     }
 }
 
@@ -316,12 +234,8 @@ fn disturbed(rng: &mut ChaCha12Rng) -> Fault {
 
 /// What is drawn from; what stands here more often comes more often.
 const DRAWS: [Draw; 20] = [
-    |rng| Fault::Kill {
-        pick: rng.random_range(0..8),
-    },
-    |rng| Fault::Kill {
-        pick: rng.random_range(0..8),
-    },
+    killed,
+    killed,
     death,
     death,
     death,
@@ -343,28 +257,16 @@ const DRAWS: [Draw; 20] = [
     |rng| Fault::LeadersMoved {
         broker: BROKERS[rng.random_range(0..3)],
     },
-    |rng| Fault::ClickHouseKilled {
-        into: ms(rng, 0..12),
-        away: ms(rng, 0..2_000),
-    },
-    |rng| Fault::ClickHouseKilled {
-        into: ms(rng, 0..12),
-        away: ms(rng, 0..2_000),
-    },
+    clickhouse_killed,
+    clickhouse_killed,
     |rng| Fault::RedisKilled {
         away: ms(rng, 0..2_000),
     },
     disturbed,
     disturbed,
     disturbed,
-    |rng| Fault::InsertHeld {
-        pick: rng.random_range(0..8),
-        sender: Sender::Dies,
-    },
-    |rng| Fault::InsertHeld {
-        pick: rng.random_range(0..8),
-        sender: Sender::Freezes,
-    },
+    held,
+    held,
 ];
 
 #[test]

@@ -50,11 +50,20 @@ struct State {
     cuts: Option<(Cut, bool, usize)>,
 }
 
+/// The insert of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+enum Insert {
+    #[default]
+    None,
+    Held,
+    Passed,
+    HeldThenPassed,
+}
+
 /// What both directions of a connection know of it.
 #[derive(Debug, Default)]
 struct Connection {
-    insert_under_way: bool,
-    insert_held: bool,
+    insert: Insert,
     cut_at_answer: bool,
     /// The server has closed it.
     over: bool,
@@ -184,13 +193,19 @@ impl Shared {
         if cut.is_none() && now.manner == Manner::HoldsInserts && (is_insert || !kept.is_empty()) {
             if kept.is_empty() {
                 now.held += 1;
-                connection.insert_held = true;
+                connection.insert = Insert::Held;
             }
             return Piece::Keep;
         }
-        if (is_insert || !kept.is_empty()) && !connection.insert_under_way && !connection.over {
-            connection.insert_under_way = true;
-            now.under_way += 1;
+        if (is_insert || !kept.is_empty()) && !connection.over {
+            let passed = match connection.insert {
+                Insert::None => Insert::Passed,
+                Insert::Held => Insert::HeldThenPassed,
+                already => already,
+            };
+            let already = matches!(connection.insert, Insert::Passed | Insert::HeldThenPassed);
+            now.under_way += usize::from(!already);
+            connection.insert = passed;
         }
         if let Some((cut, only_inserts, times)) = cut {
             now.cuts = Some((cut, only_inserts, times - 1));
@@ -225,10 +240,11 @@ impl Shared {
     fn insert_ended(&self, answer: &str) {
         let mut now = self.state.lock().unwrap();
         let mut connection = self.connection.lock().unwrap();
-        if std::mem::take(&mut connection.insert_under_way) {
+        let insert = std::mem::take(&mut connection.insert);
+        if matches!(insert, Insert::Passed | Insert::HeldThenPassed) {
             now.under_way -= 1;
         }
-        if std::mem::take(&mut connection.insert_held) {
+        if matches!(insert, Insert::Held | Insert::HeldThenPassed) {
             now.landed.push(answer.to_owned());
         }
     }
