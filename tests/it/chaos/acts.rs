@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::fault::{Fault, Sender};
 use super::plan::Planned;
-use super::world::{Hit, Member, World, lock};
+use super::world::{Hit, Member, Met, World, lock};
 use crate::harness::proxy::Manner;
 use crate::harness::stack::Service;
 use crate::harness::wait::{eventually, seen};
@@ -16,9 +16,6 @@ use crate::harness::wait::{eventually, seen};
 pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 /// How long an armed worker may take to come to its moment.
 const DIES_WITHIN: Duration = Duration::from_secs(30);
-/// What a fault met: events in flight, and what else there is to say.
-pub(super) type Met = (Option<u64>, String);
-
 /// Waits for the fault's moment, lets it happen, and notes it.
 pub(super) fn act(world: &World<'_>, planned: &Planned) {
     let open = OnDrop(|| {
@@ -29,15 +26,11 @@ pub(super) fn act(world: &World<'_>, planned: &Planned) {
     {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let (at, landed) = (world.began.elapsed(), world.landed());
-    let (in_flight, note) = world.happen(&planned.fault);
+    let met = world.happen(&planned.fault);
     lock(&world.hits).push(Hit {
         kind: planned.fault.kind(),
         what: format!("{:?}", planned.fault),
-        at,
-        landed,
-        in_flight,
-        note,
+        met,
     });
     drop(open);
 }
@@ -78,30 +71,30 @@ impl World<'_> {
         let met = self.busy(Some(&member));
         member.worker.kill();
         self.fill();
-        (met, String::new())
+        met
     }
 
     fn death(&self, moment: &str, passes: u32) -> Met {
         let member = self.start(&armed(moment, passes));
         match self.dies(member) {
-            Ok(met) => (met, String::new()),
+            Ok(met) => met,
             Err(member) => {
                 // It may still die of its fault on the way out.
                 member.worker.terminate_within(super::world::TERM_WITHIN);
-                (None, "it did not come to its moment".to_owned())
+                self.now().if_only(false).noting("it did not come to its moment")
             }
         }
     }
 
     /// Waits for a worker's death. Gives it back if it lives on.
-    fn dies(&self, mut member: Member) -> Result<Option<u64>, Member> {
+    fn dies(&self, mut member: Member) -> Result<Met, Member> {
         let until = Instant::now() + DIES_WITHIN;
-        let mut last = None;
+        let mut last = self.now();
         while Instant::now() < until {
             if member.worker.ended().is_some() {
                 return Ok(last);
             }
-            last = self.in_flight();
+            last = self.now();
             std::thread::sleep(Duration::from_millis(5));
         }
         Err(member)
@@ -112,7 +105,7 @@ impl World<'_> {
         let met = self.busy(Some(&member));
         self.frozen(&member, past_session);
         self.enter(member);
-        (met, String::new())
+        met
     }
 
     fn frozen(&self, member: &Member, past_session: bool) {
@@ -136,7 +129,7 @@ impl World<'_> {
         std::thread::sleep(Duration::from_millis(self.plan.age_ms + 150));
         self.frozen(&member, true);
         self.enter(member);
-        (met, String::new())
+        met
     }
 
     fn scale(&self) -> Met {
@@ -154,26 +147,27 @@ impl World<'_> {
         }
         self.progress();
         self.fill();
-        (met, String::new())
+        met
     }
 
     fn rolling(&self) -> Met {
-        let mut met = None;
+        let mut met: Option<Met> = None;
         for _ in 0..self.plan.workers {
             let member = self.take(0);
             let now = self.busy(Some(&member));
-            met = [met, now].into_iter().flatten().min();
+            met = Some(met.map_or(now.clone(), |met| met.and(&now)));
             member.terminate();
             self.fill();
         }
-        (met, String::new())
+        met.unwrap_or_else(|| self.now())
     }
 
     fn insert_held(&self, pick: usize, sender: Sender) -> Met {
         let member = self.take(pick);
-        if self.busy(Some(&member)).is_none() {
+        let met = self.busy(Some(&member));
+        if met.in_flight.is_none() {
             self.enter(member);
-            return (None, "it had nothing in flight".to_owned());
+            return met.noting("it had nothing in flight");
         }
         let way = std::sync::Arc::clone(&member.clickhouse);
         way.set(Manner::HoldsInserts);
@@ -181,7 +175,7 @@ impl World<'_> {
         while way.held() == 0 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));
         }
-        let met = self.in_flight().filter(|_| way.held() > 0);
+        let met = self.now().if_only(way.held() > 0);
         let recovered = self.scene.logged("a block was recovered");
         let asleep = match sender {
             Sender::Dies => {
@@ -213,10 +207,9 @@ impl World<'_> {
             member.worker.signal(Signal::SIGCONT);
             self.enter(member);
         }
-        (
-            met,
-            format!("{by_others} blocks recovered meanwhile; answers {answers:?}"),
-        )
+        met.noting(format!(
+            "{by_others} blocks recovered meanwhile; answers {answers:?}"
+        ))
     }
 
     fn tokens_forgotten(&self) -> Met {
@@ -226,10 +219,10 @@ impl World<'_> {
         let armed: Vec<Member> = (0..self.plan.workers)
             .map(|n| self.start(&armed("after-insert", n as u32 * 3 + 2)))
             .collect();
-        let mut met = None;
+        let mut met: Option<Met> = None;
         for member in armed {
             match self.dies(member) {
-                Ok(now) => met = [met, now].into_iter().flatten().min(),
+                Ok(now) => met = Some(met.map_or(now.clone(), |met| met.and(&now))),
                 Err(member) => member.worker.kill(),
             }
         }
@@ -243,7 +236,7 @@ impl World<'_> {
             }
         }
         self.fill();
-        (met, String::new())
+        met.unwrap_or_else(|| self.now().if_only(false))
     }
 
     fn rewound(&self, records: i64) -> Met {
@@ -261,7 +254,7 @@ impl World<'_> {
             .kafka
             .commit(&self.scene.group, &self.scene.topic, &back);
         self.fill();
-        (met, String::new())
+        met
     }
 
     /// Waits until the server works on no insert any more.

@@ -124,6 +124,7 @@ impl Plan {
             })
             .collect();
         let last = last.or(match rng.random_range(0..4) {
+            _ if !first.is_empty() => None,
             0 => Some(|_| Fault::TokensForgotten),
             1 => Some(rewound),
             _ => None,

@@ -10,7 +10,7 @@ pub(super) fn print(outcomes: &[Outcome]) -> usize {
     for hit in outcomes.iter().flat_map(|outcome| &outcome.hits) {
         let (all, in_flight) = kinds.entry(hit.kind).or_default();
         *all += 1;
-        in_flight.extend(hit.in_flight);
+        in_flight.extend(hit.met.in_flight);
     }
     eprintln!(
         "\n{:<36} {:>7} {:>10} {:>8} {:>8}",

@@ -52,7 +52,7 @@ pub(super) fn play(plan: &Plan, stack: &PrivateStack, without: &str) -> Outcome 
         let world = World::new(plan, stack, scene, without);
         let ended = catch_unwind(AssertUnwindSafe(|| disturbed(&world)));
         hits = std::mem::take(&mut *lock(&world.hits));
-        hits.sort_by_key(|hit| hit.at);
+        hits.sort_by_key(|hit| hit.met.at);
         let mut verdict = ended.unwrap_or_else(|panic| Verdict {
             ledger: "none".to_owned(),
             problems: vec![judge::message(&*panic)],
@@ -97,16 +97,16 @@ pub(super) fn play(plan: &Plan, stack: &PrivateStack, without: &str) -> Outcome 
 }
 
 fn line(hit: &Hit) -> String {
-    let in_flight = match hit.in_flight {
+    let in_flight = match hit.met.in_flight {
         Some(n) => format!("{n:>6} in flight"),
         None => "   not counted".to_owned(),
     };
     format!(
         "  {:>5.1} s {:>6} records {in_flight}  {}  {}",
-        hit.at.as_secs_f64(),
-        hit.landed,
+        hit.met.at.as_secs_f64(),
+        hit.met.landed,
         hit.what,
-        hit.note
+        hit.met.note
     )
 }
 

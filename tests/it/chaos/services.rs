@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
-use super::acts::{Met, PATIENCE};
+use super::acts::PATIENCE;
 use super::fault::{Trouble, Way};
-use super::world::{World, lock};
+use super::world::{Met, World, lock};
 use crate::harness::proxy::{Cut, Manner};
 use crate::harness::raw_kafka::elect_preferred_leaders;
 use crate::harness::stack::Service;
@@ -32,13 +32,13 @@ impl World<'_> {
             }
             std::thread::sleep(into);
             note = format!("{under_way} inserts under way");
-            met = self.in_flight().filter(|_| under_way > 0);
+            met = self.now().if_only(under_way > 0);
         }
         kill(pid, Signal::SIGKILL).unwrap();
         std::thread::sleep(away);
         self.stack.start(service);
         self.is_whole(service);
-        (met, note)
+        met.noting(note)
     }
 
     pub(super) fn broker_frozen(&self, broker: Service, away: Duration) -> Met {
@@ -49,7 +49,7 @@ impl World<'_> {
         std::thread::sleep(away);
         self.stack.resume(broker);
         self.is_whole(broker);
-        (met, String::new())
+        met
     }
 
     pub(super) fn leaders_moved(&self, broker: Service) -> Met {
@@ -59,7 +59,7 @@ impl World<'_> {
         self.stack.start(broker);
         self.is_whole(broker);
         let moved = elect_preferred_leaders(self.scene.kafka.brokers());
-        (met, format!("{moved} leaders moved back"))
+        met.noting(format!("{moved} leaders moved back"))
     }
 
     fn turn(&self, service: Service) -> &Mutex<()> {
@@ -99,7 +99,7 @@ impl World<'_> {
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 let cut = times - proxy.cuts_left();
-                return (met.filter(|_| cut > 0), format!("{cut} connections cut"));
+                return met.if_only(cut > 0).noting(format!("{cut} connections cut"));
             }
             Trouble::Delayed(later) => Manner::Delays(later),
             Trouble::Slow => Manner::Trickles,
@@ -109,6 +109,6 @@ impl World<'_> {
         proxy.set(manner);
         std::thread::sleep(DISTURBED);
         proxy.set(Manner::Open);
-        (met, String::new())
+        met
     }
 }

@@ -58,13 +58,35 @@ impl Member {
 pub(super) struct Hit {
     pub(super) kind: &'static str,
     pub(super) what: String,
-    /// Since the round's begin.
+    pub(super) met: Met,
+}
+
+/// What a fault met: when, and how many events in flight (`None` if there were none, or if nobody could tell).
+#[derive(Clone, Debug)]
+pub(super) struct Met {
     pub(super) at: Duration,
     pub(super) landed: u64,
-    /// Records in the topic and not settled, while a worker had some of them; `None` if there were none, or if
-    /// nobody could tell.
     pub(super) in_flight: Option<u64>,
     pub(super) note: String,
+}
+
+impl Met {
+    /// Only what came to pass counts.
+    pub(super) fn if_only(mut self, came_to_pass: bool) -> Self {
+        self.in_flight = self.in_flight.filter(|_| came_to_pass);
+        self
+    }
+
+    pub(super) fn noting(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
+        self
+    }
+
+    /// Of a fault in several steps: the first one's time, and the fewest events in flight.
+    pub(super) fn and(mut self, next: &Self) -> Self {
+        self.in_flight = self.in_flight.min(next.in_flight);
+        self
+    }
 }
 
 pub(super) struct World<'a> {
@@ -186,26 +208,30 @@ impl<'a> World<'a> {
         (at.elapsed() < FRESH).then(|| self.landed().saturating_sub(settled))
     }
 
-    /// Waits until there are events in flight, and at the victim if there is one. Answers how many; `None` if the
-    /// wait was in vain, or if nobody could tell.
-    pub(super) fn busy(&self, victim: Option<&Member>) -> Option<u64> {
+    /// Waits until there are events in flight, and at the victim if there is one. Counts nothing if the wait was in vain.
+    pub(super) fn busy(&self, victim: Option<&Member>) -> Met {
         let until = Instant::now() + BUSY_WITHIN;
         while Instant::now() < until {
             let working = match victim {
                 Some(member) => member.holds() > 0.0,
                 None => lock(&self.members).iter().any(|member| member.holds() > 0.0),
             };
-            if working && let Some(n @ 1..) = self.unsettled() {
-                return Some(n);
+            if working && self.unsettled() > Some(0) {
+                return self.now();
             }
             std::thread::sleep(Duration::from_millis(3));
         }
-        None
+        self.now().if_only(false)
     }
 
     /// How many events are in flight just now, without a wait.
-    pub(super) fn in_flight(&self) -> Option<u64> {
-        self.unsettled().filter(|n| *n > 0)
+    pub(super) fn now(&self) -> Met {
+        Met {
+            at: self.began.elapsed(),
+            landed: self.landed(),
+            in_flight: self.unsettled().filter(|n| *n > 0),
+            note: String::new(),
+        }
     }
 
     /// Waits until the group has come some way, but not for ever: a service may be gone.
