@@ -61,8 +61,13 @@ impl Partition {
             } else {
                 self.present(prepared).await
             };
-            let written = timed(Stage::Write, self.write(prepared, announcement, &present)).await;
-            if !self.refuse(prepared, written).await {
+            let written = timed(Stage::Write, self.write(prepared, announcement, &present, 0)).await;
+            let present = if self.refuse(prepared, written).await {
+                self.complete(prepared, announcement).await
+            } else {
+                None
+            };
+            let Some(present) = present else {
                 metrics().insert_retries.increment(1);
                 tracing::warn!(
                     partition = self.number,
@@ -71,8 +76,7 @@ impl Partition {
                 );
                 tokio::time::sleep(delays.next().unwrap_or(AFTER_STALE)).await;
                 continue;
-            }
-            let present = self.present(prepared).await;
+            };
             let mut decided_otherwise = 0;
             for (event, outcome) in prepared.decoding.events.events.iter().zip(&mut prepared.outcomes) {
                 if present.contains(&event.offset) {
@@ -183,7 +187,7 @@ impl Partition {
     }
 
     /// The offsets of the block that have rows.
-    async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
+    pub(super) async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
         let worker = &self.worker;
         let sql = self.rows_of(&prepared.block, "kafka_offset");
         let ask = async || -> Result<Vec<u64>> { worker.reads().query_raw(&sql).fetch_all().await };

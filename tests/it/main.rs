@@ -18,6 +18,7 @@ mod api_server;
 mod api_users;
 #[path = "../fuzz/cases/mod.rs"]
 mod cases;
+mod chaos;
 mod check;
 mod columns;
 mod corners;
