@@ -70,7 +70,10 @@ fn judge(
     let inner = if outer.is_captured() {
         unescape(outer.field(Field::Data).inside(), data);
         let data = str::from_utf8(data).map_err(|_| Reason::NotUtf8)?;
-        Some(Body::read(data, inner_entries)?)
+        let inner = Body::read(data, inner_entries)?;
+        // The shapes are nested once: what `data` calls `data` is the client's.
+        inner_entries.extras.extend(inner.data());
+        Some(inner)
     } else {
         outer_entries.extras.extend(outer.data());
         None

@@ -176,7 +176,7 @@ impl Context {
             partition,
             epoch,
             committed: start.committed,
-            ours: start.ours,
+            set_by: start.by,
             highest,
         };
         let lane = Lane::spawn(&self.worker, &self.runtime, self.committer.clone(), &assigned);

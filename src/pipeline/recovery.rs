@@ -125,7 +125,7 @@ impl Partition {
         tokio::time::sleep(wait).await;
     }
 
-    /// The offsets expired or were rewound, and no announcement tells which inserts of the time before may still be on
+    /// The offsets expired, or somebody has set them, and no announcement tells which inserts of the time before may still be on
     /// their way: each under a token that only it knows. So they must have become impossible. Their time is at most a
     /// deadline ahead of the server's clock, or the table would have refused them; a deadline after it they are too old.
     pub(super) async fn wait_out_earlier_inserts(&self) {
@@ -136,8 +136,7 @@ impl Partition {
         tracing::warn!(
             partition = self.number,
             wait_seconds = wait.as_secs(),
-            "the group's offset was rewound or has expired, and the table has rows from before: waiting until no insert \
-             of that time can land any more"
+            "the group's offset has expired, or was not set by a worker: waiting until no insert of before can land"
         );
         tokio::time::sleep(wait).await;
     }

@@ -1,11 +1,13 @@
 //! Corners: what a topic, a table or a clock may look like once in a year. Each ends with an exact ledger.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use redis::Commands as _;
 
 use crate::columns::{of_coordinate, record_time};
 use crate::harness::Scene;
+use crate::harness::clickhouse::Row;
 use crate::harness::events::{Ledger, Load, check_remembered, origin};
 use crate::harness::kafka::{Record, Transaction};
 use crate::harness::proxy::{Manner, Proxy};
@@ -110,6 +112,55 @@ fn a_topic_of_transactions_is_settled_to_its_very_end() {
 }
 
 #[test]
+fn a_block_that_was_compacted_under_its_announcement_is_settled_with_what_is_left() {
+    let mut scene = Scene::new("compacted", 1);
+    scene.set("kafka.options", SOON_MISSED);
+    scene.set_deadline(5);
+    scene.kafka.configure(
+        &scene.topic,
+        &[
+            ("cleanup.policy", "compact"),
+            ("min.cleanable.dirty.ratio", "0.01"),
+            ("segment.ms", "1000"),
+        ],
+    );
+    let keyed = |n: u64| Record {
+        key: Some((n % 30).to_string().into_bytes()),
+        ..event(n)
+    };
+    // Once the insert has not landed, and once it has and nobody heard of it.
+    for (from, moment) in [(0, DIES_AFTER_ANNOUNCE), (1_000, "after-insert=1*return")] {
+        let sent = scene.produce((from..from + 100).map(keyed).collect());
+        scene.start_failing(moment, &[]).ready().dies();
+        let rows_before = scene.rows();
+        // The segment closes with the first record that comes after its time, and is then compacted.
+        let mut next = from + 100;
+        let left = eventually("the block's records are compacted", PATIENCE, || {
+            scene.produce(vec![keyed(next)]);
+            next += 1;
+            std::thread::sleep(Duration::from_millis(500));
+            let left = scene.kafka.read(&scene.topic);
+            let of_block = left.iter().filter(|r| r.offset <= sent[99].offset).count();
+            seen(of_block < 60, of_block).map(|()| left)
+        });
+        settle(&scene);
+        let rows = scene.rows();
+        let places: BTreeSet<(i32, i64)> = rows.iter().map(Row::place).collect();
+        assert_eq!(places.len(), rows.len(), "no record is there twice");
+        assert!(
+            left.iter().all(|record| places.contains(&record.place())),
+            "every record that was left has its row"
+        );
+        assert!(
+            rows_before.iter().all(|row| rows.contains(row)),
+            "what had landed stays"
+        );
+    }
+    assert!(scene.logged("the records of an announced block have changed") >= 2);
+    assert!(scene.kafka.read(&scene.overflow).is_empty());
+}
+
+#[test]
 fn a_record_larger_than_a_block_is_a_block() {
     let mut scene = Scene::new("large", 1);
     scene.set("batch.max_bytes", "65536");
@@ -158,7 +209,7 @@ fn a_reject_that_cannot_be_produced_holds_its_partition_until_it_can() {
     let scene = Scene::new("toolarge", 2);
     scene
         .kafka
-        .configure(&scene.dead_letters, "max.message.bytes", "2000");
+        .configure(&scene.dead_letters, &[("max.message.bytes", "2000")]);
     // Compression does not make it small.
     let noise: Vec<u8> = (0..1_800_u64)
         .flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
@@ -190,7 +241,7 @@ fn a_reject_that_cannot_be_produced_holds_its_partition_until_it_can() {
 
     scene
         .kafka
-        .configure(&scene.dead_letters, "max.message.bytes", "1000000");
+        .configure(&scene.dead_letters, &[("max.message.bytes", "1000000")]);
     scene.settled();
     assert_eq!(scene.kafka.read(&scene.dead_letters).len(), 1);
     assert_eq!(scene.rows().len(), 300);

@@ -277,7 +277,7 @@ fn finding_refused_rows_may_take_longer_than_the_deadline() {
         scene.database
     ));
     scene.set("batch.max_age_ms", "1000");
-    let records = (0..1500).map(|n| {
+    let records = (0..600).map(|n| {
         let event = if n % 2 == 0 { "refund" } else { "purchase" };
         Record::of(
             0,
@@ -292,8 +292,8 @@ fn finding_refused_rows_may_take_longer_than_the_deadline() {
         .iter()
         .map(|letter| origin(letter).1)
         .collect();
-    assert_eq!(refused, (0..1500).step_by(2).collect::<Vec<i64>>());
-    assert_eq!(scene.clickhouse.count(&scene.database), 750);
+    assert_eq!(refused, (0..600).step_by(2).collect::<Vec<i64>>());
+    assert_eq!(scene.clickhouse.count(&scene.database), 300);
     assert!(scene.rejects(&scene.overflow).is_empty());
     assert_eq!(worker.terminate().code(), Some(0));
 }

@@ -6,23 +6,32 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::print_stderr,
     reason = "a test fails by panicking and tells its story on standard error"
 )]
 
 mod api;
+mod api_mutated;
 mod api_query;
 mod api_server;
 mod api_users;
+#[path = "../fuzz/cases/mod.rs"]
+mod cases;
 mod chaos;
 mod check;
 mod columns;
 mod corners;
 mod crashes;
 mod dead_letters;
+mod generate;
 mod harness;
 mod late_inserts;
 mod limits;
 mod main_path;
+mod mutated;
 mod offsets;
+mod operators;
 mod outages;
+mod verify;
+mod verify_edges;

@@ -210,9 +210,12 @@ impl Kafka {
         block_on(self.admin.delete_topics(topics, &AdminOptions::new())).unwrap();
     }
 
-    /// Sets one of a topic's settings; the others get their defaults.
-    pub(crate) fn configure(&self, topic: &str, name: &str, value: &str) {
-        let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    /// Sets some of a topic's settings; the others get their defaults.
+    pub(crate) fn configure(&self, topic: &str, settings: &[(&str, &str)]) {
+        let config = settings.iter().fold(
+            AlterConfig::new(ResourceSpecifier::Topic(topic)),
+            |config, (name, value)| config.set(name, value),
+        );
         let results = block_on(self.admin.alter_configs([&config], &AdminOptions::new())).unwrap();
         for result in results {
             result.unwrap();

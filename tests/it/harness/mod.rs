@@ -8,6 +8,7 @@ pub(crate) mod monitor;
 pub(crate) mod proxy;
 pub(crate) mod raw_kafka;
 pub(crate) mod stack;
+pub(crate) mod told;
 pub(crate) mod wait;
 pub(crate) mod worker;
 
