@@ -1,6 +1,6 @@
 //! What a commit's metadata says: the announcement of a block, and the record before the committed offset.
 //!
-//! Text of the form `v1;i=0;p=41:9a…;e=99;d=…;t=…;u=1`. Owns that format and where a partition starts
+//! Text of the form `v1;i=0;p=41:9a…;e=99;d=…;t=…;u=1;f=…`. Owns that format and where a partition starts
 //! because of it. Never talks to Kafka.
 
 use std::fmt::Write as _;
@@ -16,6 +16,9 @@ pub struct Announcement {
     pub time_ms: i64,
     /// Its permits were not asked for (limits were off), so they are recorded nowhere: all passed.
     pub unlimited: bool,
+    /// When it was announced first, ms since 1970, if nobody had written any of it before: then every row that the table
+    /// has of it came under its token, at that time or later.
+    pub first_ms: Option<i64>,
 }
 
 /// A record that is known to have been at an offset.
@@ -56,6 +59,9 @@ impl Metadata {
             if a.unlimited {
                 push(format_args!(";u=1"));
             }
+            if let Some(first_ms) = a.first_ms {
+                push(format_args!(";f={first_ms}"));
+            }
         }
         out
     }
@@ -77,8 +83,8 @@ impl Metadata {
 
     fn fields(text: &str) -> Option<Self> {
         let mut found = Self::default();
-        let (mut end, mut digest, mut time_ms, mut unlimited, mut incarnation) =
-            (None, None, None, false, None);
+        let (mut end, mut digest, mut time_ms, mut unlimited, mut first_ms, mut incarnation) =
+            (None, None, None, false, None, None);
         for field in text.split(';') {
             let (name, value) = field.split_once('=')?;
             match name {
@@ -94,6 +100,7 @@ impl Metadata {
                 "d" => digest = Some(u128::from_str_radix(value, 16).ok()?),
                 "t" => time_ms = Some(value.parse().ok()?),
                 "u" => unlimited = value == "1",
+                "f" => first_ms = Some(value.parse().ok()?),
                 _ => return None,
             }
         }
@@ -105,6 +112,7 @@ impl Metadata {
                 digest,
                 time_ms,
                 unlimited,
+                first_ms,
             }),
             _ => return None,
         };
@@ -247,6 +255,7 @@ mod tests {
         digest: 7,
         time_ms: 1_700_000_000_000,
         unlimited: false,
+        first_ms: None,
     };
     const PREVIOUS: Previous = Previous {
         offset: 41,
@@ -278,6 +287,7 @@ mod tests {
                     digest: u128::MAX,
                     time_ms: i64::MAX,
                     unlimited: true,
+                    first_ms: Some(i64::MAX),
                 }),
             },
         ] {
@@ -369,7 +379,7 @@ mod tests {
 
     /// Text that is nearly ours.
     fn near() -> impl Strategy<Value = String> {
-        let field = "[iepdtuz]?[=:]{0,2}[0-9a-f+x: -]{0,40}";
+        let field = "[iepdtufz]?[=:]{0,2}[0-9a-f+x: -]{0,40}";
         proptest::collection::vec(field, 0..7).prop_map(|fields| format!("v1;{}", fields.join(";")))
     }
 
@@ -392,13 +402,13 @@ mod tests {
         fn whatever_was_committed_comes_back(
             incarnation: u32,
             previous: Option<(i64, u64)>,
-            announced: Option<(i64, u128, i64, bool)>,
+            announced: Option<(i64, u128, i64, bool, Option<i64>)>,
         ) {
             let metadata = Metadata {
                 incarnation,
                 previous: previous.map(|(offset, hash)| Previous { offset, hash }),
-                announced: announced.map(|(end, digest, time_ms, unlimited)| Announcement {
-                    end, digest, time_ms, unlimited,
+                announced: announced.map(|(end, digest, time_ms, unlimited, first_ms)| Announcement {
+                    end, digest, time_ms, unlimited, first_ms,
                 }),
             };
             prop_assert_eq!(Metadata::decode(&metadata.encode()), Ok(Some(metadata)));

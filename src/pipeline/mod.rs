@@ -98,6 +98,8 @@ struct Prepared {
     outcomes: Vec<Outcome>,
     kind: Kind,
     unlimited: bool,
+    /// When the block was announced first, as in [`Announcement`].
+    first_ms: Option<i64>,
 }
 
 /// One partition of one assignment.
@@ -149,12 +151,18 @@ impl Partition {
             .await?;
             faults::moment("after-permit").await;
         }
+        let first_ms = match block.cut {
+            // Where the records have changed, the token is another one.
+            Cut::Announced(announced) if announced.digest == decoding.digest => announced.first_ms,
+            _ => None,
+        };
         Ok(Prepared {
             block,
             decoding,
             outcomes,
             kind,
             unlimited,
+            first_ms,
         })
     }
 
@@ -162,7 +170,9 @@ impl Partition {
     async fn settle(&self, mut prepared: Prepared) -> Result<(), Dropped> {
         let settled = match prepared.kind {
             Kind::Fresh => {
-                let announcement = self.announcement(&prepared).await;
+                let mut announcement = self.announcement(&prepared).await;
+                announcement.first_ms = Some(announcement.time_ms);
+                prepared.first_ms = announcement.first_ms;
                 timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
                 // Rejects go out while the insert is under way: they were decided, whatever becomes of it.
                 let none = HashSet::new();
@@ -201,6 +211,7 @@ impl Partition {
             digest: prepared.decoding.digest,
             time_ms: worker::now_ms(),
             unlimited: prepared.unlimited,
+            first_ms: prepared.first_ms,
         }
     }
 

@@ -33,6 +33,21 @@ fn fuzz(records: u64) {
 }
 
 #[test]
+fn a_seed_gives_the_same_cases_every_time_and_another_seed_gives_others() {
+    let all = |seed| {
+        let cases = cases::Cases::new(seed);
+        (0..500).map(|index| cases.case(index)).collect::<Vec<_>>()
+    };
+    assert_eq!(all(1), all(1));
+    let alike = all(1)
+        .iter()
+        .zip(all(2))
+        .filter(|(one, other)| **one == *other)
+        .count();
+    assert!(alike < 50, "{alike}");
+}
+
+#[test]
 fn mutated_records_have_the_outcome_that_the_rules_give() {
     fuzz(100_000);
 }

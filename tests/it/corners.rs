@@ -310,6 +310,37 @@ fn a_token_that_the_table_has_forgotten_is_not_needed_for_rows_that_are_there() 
 }
 
 #[test]
+fn a_view_that_missed_what_the_table_has_gets_it_when_the_block_is_recovered() {
+    let mut scene = Scene::new("view", 1);
+    scene.set("kafka.options", SOON_MISSED);
+    let mut load = Load::new(1);
+    let sent = scene.produce(load.take(500));
+    scene.start_failing("after-insert=1*return", &[]).ready().dies();
+    let landed = scene.rows();
+    assert!(!landed.is_empty());
+    // A server that was killed between the table's part and the view's has the rows, and the view has not.
+    scene.clickhouse.run(&format!(
+        "CREATE TABLE {0}.copies (partition UInt32, offset UInt64) ENGINE = MergeTree ORDER BY (partition, offset) \
+         SETTINGS non_replicated_deduplication_window = 1000",
+        scene.database
+    ));
+    scene.clickhouse.run(&format!(
+        "CREATE MATERIALIZED VIEW {0}.copying TO {0}.copies AS \
+         SELECT kafka_partition AS partition, kafka_offset AS offset FROM {0}.events",
+        scene.database
+    ));
+    settle(&scene);
+    Ledger::check(&sent, &scene);
+    let copies = scene.clickhouse.run(&format!(
+        "SELECT offset FROM {}.copies ORDER BY offset FORMAT TSV",
+        scene.database
+    ));
+    let copies: Vec<i64> = copies.lines().map(|line| line.parse().unwrap()).collect();
+    let offsets: Vec<i64> = scene.rows().iter().map(|row| row.offset).collect();
+    assert_eq!(copies, offsets, "the view has each row once");
+}
+
+#[test]
 fn workers_whose_clocks_disagree_recover_each_others_blocks() {
     let mut scene = Scene::new("clocks", 1);
     scene.set("kafka.options", SOON_MISSED);

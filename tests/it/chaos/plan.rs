@@ -74,7 +74,7 @@ pub(super) struct Plan {
     /// Of one token; `None` where offsets are rewound, which may judge anew.
     pub(super) limit: Option<u64>,
     pub(super) months: u64,
-    /// `clickhouse.insert_deadline_seconds`. Offsets that were set back are recovered once it has passed.
+    /// `clickhouse.insert_deadline_seconds`.
     pub(super) deadline: u32,
     pub(super) faults: Vec<Planned>,
 }
@@ -147,7 +147,12 @@ impl Plan {
             age_ms: rng.random_range(60..300),
             limit: (!rewound).then(|| rng.random_range(300..1_500)),
             months: MONTHS,
-            deadline: if rewound { 8 } else { 60 },
+            // Both wait for it.
+            deadline: if faults.iter().any(|planned| planned.fault.is_alone()) {
+                8
+            } else {
+                60
+            },
             faults,
         }
     }
