@@ -1,0 +1,54 @@
+//! The guards of the protocol: each may be taken out, alone, and then something must go wrong somewhere. The numbers
+//! are those of the design's points.
+
+/// A part of the protocol that a test takes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Guard {
+    /// 7: a block is announced before it is written. `pipeline/announce.rs`
+    Announcement,
+    /// 3: an announced block is cut exactly as announced. `kafka/intake.rs`
+    ExactCut,
+    /// 7: nothing is committed for a partition that is not owned in the epoch of the block. `kafka/committer.rs`
+    Epoch,
+    /// 8, 10: the token is made of the announcement, the same at every attempt. `pipeline/write.rs`
+    SameToken,
+    /// 10: before a recovery writes, it asks what is there. `pipeline/recovery.rs`
+    FirstQuery,
+    /// 10: the new time is announced before that question, not after. `pipeline/recovery.rs`
+    TimeBeforeQuery,
+    /// 10: after a recovery has written, it asks again. `pipeline/recovery.rs`
+    SecondQuery,
+    /// 9: the table refuses what is too old. `clickhouse/schema.rs`
+    InTime,
+    /// 9: the table remembers tokens for two deadlines, not for one. `clickhouse/schema.rs`, `sluice check`
+    Window,
+    /// 2: a block at or below the highest offset in the table is a recovery. `pipeline/mod.rs`, `pipeline/lane.rs`
+    Highest,
+    /// 5: a claim's value is the record's coordinate. `pipeline/claim.rs`
+    ClaimIsCoordinate,
+    /// 5: a claim is never given back. `pipeline/claim.rs`
+    ClaimStays,
+    /// 15: a replay takes over the claim. `claim_takeover.lua`
+    TakeOver,
+    /// 15: and only that of the coordinate that it was rejected at. `claim_takeover.lua`
+    TakeOverIsExact,
+    /// 6: permits are decided once and remembered. `permit.lua`
+    RememberedPermits,
+    /// A call with an older commit than Redis knows is stale, unless Kafka says that the offsets were rewound.
+    /// `permit.lua`, `pipeline/permit.rs`
+    StaleAnswer,
+    /// An announcement says whether permits were asked for. `kafka/metadata.rs`, `pipeline/permit.rs`
+    UnlimitedAnnounced,
+    /// 4: decoding judges by the record alone. `event/decode.rs`
+    PureDecode,
+    /// 13: counters have a watermark. `remember_token.lua`
+    Watermark,
+    /// 13: only what is acknowledged is remembered. `pipeline/mod.rs`
+    RememberAcknowledged,
+    /// 14: a block is settled once its rejects are acknowledged too. `pipeline/mod.rs`
+    RejectsBeforeAdvance,
+    /// 11: where the records changed, inserts of the old announcement are waited out. `pipeline/recovery.rs`
+    WaitOutLost,
+    /// An announced block that the topic does not reach stops the partition. `kafka/intake.rs`, `kafka/metadata.rs`
+    StopAtShortEnd,
+}

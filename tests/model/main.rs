@@ -1,0 +1,16 @@
+//! An exhaustive model of how a record comes to its outcome exactly once: the protocol of `src/pipeline` and
+//! `src/kafka` with everything that can go wrong around it.
+//!
+//! Read in this order: [`state`] (the world), [`lane`] (what a worker does, a step a function), [`services`] (what
+//! ClickHouse and Redis do), [`steps`] (what can happen when), [`properties`] (what must hold), [`scenario`] and
+//! [`scenarios`] (the bounds), [`guard`] (what is taken out to see it fail).
+
+mod check;
+mod guard;
+mod lane;
+mod properties;
+mod scenario;
+mod scenarios;
+mod services;
+mod state;
+mod steps;
