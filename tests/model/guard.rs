@@ -34,9 +34,11 @@ pub(crate) enum Guard {
     TakeOverIsExact,
     /// 6: permits are decided once and remembered. `permit.lua`
     RememberedPermits,
-    /// A call with an older commit than Redis knows is stale, unless Kafka says that the offsets were rewound.
-    /// `permit.lua`, `pipeline/permit.rs`
+    /// A call with an older commit than Redis knows is stale: nothing is answered from what is kept for later offsets.
+    /// `permit.lua`
     StaleAnswer,
+    /// And who gets this answer insists only if Kafka says that the offsets were rewound. `pipeline/permit.rs`
+    InsistOnlyIfRewound,
     /// An announcement says whether permits were asked for. `kafka/metadata.rs`, `pipeline/permit.rs`
     UnlimitedAnnounced,
     /// 4: decoding judges by the record alone. `event/decode.rs`
@@ -51,4 +53,50 @@ pub(crate) enum Guard {
     WaitOutLost,
     /// An announced block that the topic does not reach stops the partition. `kafka/intake.rs`, `kafka/metadata.rs`
     StopAtShortEnd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::counterexample;
+    use crate::properties::*;
+    use crate::scenario::Scenario;
+    use crate::scenarios::{Size::Small, *};
+
+    #[test]
+    fn no_guard_can_be_taken_out() {
+        let cases: Vec<(Guard, Scenario, &'static str)> = vec![
+            (Guard::Announcement, crash(Small), NO_RECORD_TWICE),
+            (Guard::ExactCut, crash(Small), NO_RECORD_TWICE),
+            (Guard::Epoch, zombie(Small), NO_RECORD_TWICE),
+            (Guard::SameToken, crash(Small), NO_RECORD_TWICE),
+            (Guard::FirstQuery, crash(Small), NO_RECORD_TWICE),
+            (Guard::TimeBeforeQuery, crash(Small), NO_RECORD_TWICE),
+            (Guard::SecondQuery, forgetful_permits(Small), NOTHING_LOST),
+            (Guard::InTime, crash(Small), NO_RECORD_TWICE),
+            (Guard::Window, clock_ahead(Small), NO_RECORD_TWICE),
+            (Guard::Highest, rewind(Small), NO_RECORD_TWICE),
+            (Guard::ClaimIsCoordinate, crash(Small), NOTHING_LOST),
+            (Guard::ClaimStays, duplicates(Small), NO_EVENT_TWICE),
+            (Guard::TakeOver, replay(Small), NOTHING_LOST),
+            (Guard::TakeOverIsExact, replay(Small), NO_EVENT_TWICE),
+            (Guard::RememberedPermits, limits(Small), ONE_OUTCOME),
+            (Guard::StaleAnswer, rewind(Small), LIMIT),
+            (Guard::InsistOnlyIfRewound, zombie(Small), CHARGED_ONCE),
+            (Guard::UnlimitedAnnounced, limits_switched(Small), ONE_OUTCOME),
+            (Guard::PureDecode, crash(Small), ONE_OUTCOME),
+            (Guard::Watermark, crash(Small), COUNTED_ONCE),
+            (Guard::RememberAcknowledged, dead_letters(Small), COUNTED_ONCE),
+            (Guard::RejectsBeforeAdvance, dead_letters(Small), NOTHING_LOST),
+            (Guard::WaitOutLost, retention(Small), NO_RECORD_TWICE),
+            (Guard::StopAtShortEnd, truncation(Small), NOTHING_LOST),
+        ];
+        for (guard, scenario, property) in cases {
+            let story = counterexample(&scenario.clone().without(guard), property);
+            println!(
+                "without {guard:?}, in {:?}: not so that {property}\n{story}",
+                scenario.name
+            );
+        }
+    }
 }

@@ -47,8 +47,8 @@ pub(crate) fn assign(s: &Scenario, state: &mut State, at: At) {
     let waits = match s.wait_at_start {
         WaitAtStart::Never => false,
         WaitAtStart::IfRows | WaitAtStart::IfRowsAskAgain => !ours && highest >= Some(start),
+        WaitAtStart::IfForeignOrRows => !ours && (commit.is_some() || highest.is_some()),
         WaitAtStart::UnlessOurs => !ours,
-        WaitAtStart::UnlessOursOrRowsBeyond => !ours || highest >= Some(announced.map_or(start, |a| a.end)),
     };
     state.workers[at.worker].lanes[at.partition] = Some(Lane {
         acknowledged: start,
@@ -96,12 +96,13 @@ pub(crate) fn claim(s: &Scenario, state: &mut State, at: At, end: Offset) {
     let is_repeat = s.has(Guard::Highest) && Some(start) <= lane.highest;
     let announced = known.filter(|_| s.has(Guard::ExactCut));
     if announced.is_some() && end > state.topic[at.partition].high && s.has(Guard::StopAtShortEnd) {
-        state.group[at.partition].stopped = true;
-        drop_lane(s, state, at);
-        return;
+        return stop(s, state, at);
     }
     let records = s.existing(state, at.partition, start, end);
     let recovery = known.is_some() || is_repeat;
+    if recovery && !one_row_agrees(s, state, records) {
+        return stop(s, state, at);
+    }
     let unlimited = match announced.filter(|_| s.has(Guard::UnlimitedAnnounced)) {
         Some(announced) => announced.unlimited,
         None => state.limits_off && !(recovery && s.has(Guard::UnlimitedAnnounced)),
@@ -135,6 +136,23 @@ pub(crate) fn claim(s: &Scenario, state: &mut State, at: At, end: Offset) {
     });
 }
 
+/// Whether, of the rows that the table has at these offsets, if any, one is of its record:
+/// `recovery::compare_with_rows`.
+fn one_row_agrees(s: &Scenario, state: &State, records: Set) -> bool {
+    let events = records
+        .iter()
+        .filter(|&r| s.records[r].kind != Kind::Bad)
+        .collect();
+    let compared = services::present(s, &state.table, events);
+    compared.is_empty() || compared.iter().any(|record| state.table.rows[record] > 0)
+}
+
+/// The partition stops, loudly, until an operator has looked.
+fn stop(s: &Scenario, state: &mut State, at: At) {
+    state.group[at.partition].stopped = true;
+    drop_lane(s, state, at);
+}
+
 /// The permits of the block's candidates: `pipeline/permit.rs`, `permit.lua`.
 pub(crate) fn permit(s: &Scenario, state: &mut State, at: At) {
     let limit = s.limit.filter(|_| !state.limits_off);
@@ -159,7 +177,7 @@ pub(crate) fn permit(s: &Scenario, state: &mut State, at: At) {
     if let Answer::Stale(stored) = answer {
         // Kafka says whether somebody else has gone on, or the offsets were rewound.
         let known = state.group[at.partition].committed;
-        if known.is_some_and(|commit| commit.offset >= stored) {
+        if known.is_some_and(|commit| commit.offset >= stored) && s.has(Guard::InsistOnlyIfRewound) {
             return leave(s, state, at.worker);
         }
         answer = ask(true);
@@ -180,14 +198,19 @@ pub(crate) fn permit(s: &Scenario, state: &mut State, at: At) {
 
 /// Whether a block can be announced now.
 pub(crate) fn may_announce(s: &Scenario, state: &State, at: At) -> bool {
-    announces(state, at).is_some_and(|block| state.now >= waits_until(s, block))
+    announces(state, at).is_some_and(|block| clock(s, state, at) >= waits_until(s, block))
 }
 
 /// Whether a block stands still until a later time.
 pub(crate) fn waits(s: &Scenario, state: &State, at: At) -> bool {
     let lane = lane(state, at);
     lane.is_some_and(|lane| lane.not_before > state.now)
-        || announces(state, at).is_some_and(|block| state.now < waits_until(s, block))
+        || announces(state, at).is_some_and(|block| clock(s, state, at) < waits_until(s, block))
+}
+
+/// The worker's clock.
+fn clock(s: &Scenario, state: &State, at: At) -> Time {
+    state.now + s.ahead[at.worker]
 }
 
 /// The block that is announced next.
@@ -234,7 +257,7 @@ pub(crate) fn announce(s: &Scenario, state: &mut State, at: At) {
 }
 
 fn announcement(s: &Scenario, state: &mut State, at: At) -> Commit {
-    let time = state.now + s.ahead[at.worker];
+    let time = clock(s, state, at);
     let (block, _) = settling(state, at);
     Commit {
         offset: block.start,
@@ -297,14 +320,25 @@ pub(crate) fn deliver(s: &Scenario, state: &mut State, at: At) {
     let waits = lane(state, at).is_some_and(|lane| matches!(lane.settling, Some((_, Stage::Announcing))));
     if waits {
         announce_as(s, state, at, stuck.commit);
-    } else if (stuck.past_guard || !s.has(Guard::Epoch)) && !state.workers[at.worker].expelled {
+    } else if (stuck.past_guard || !s.has(Guard::Epoch))
+        && !state.workers[at.worker].expelled
+        && !s.leaves_when_stuck
+    {
         state.group[at.partition].committed = Some(stuck.commit);
     }
 }
 
 /// A recovery asks what the table has, and sends what is missing: `pipeline/recovery.rs`, `pipeline/write.rs`.
 pub(crate) fn ask(s: &Scenario, state: &mut State, at: At) {
-    let records = settling(state, at).0.records;
+    let block = settling(state, at).0.clone();
+    let records = block.records;
+    let of_others = |record: usize| state.table.rows[record] == 0;
+    if s.stops_at_other_rows
+        && block.announced.is_some_and(|a| a.digest != records)
+        && services::present(s, &state.table, records).iter().any(of_others)
+    {
+        return stop(s, state, at);
+    }
     let present = if s.has(Guard::FirstQuery) {
         services::present(s, &state.table, records)
     } else {
@@ -383,7 +417,7 @@ pub(crate) fn time_out(s: &Scenario, state: &mut State, insert: Insert) {
         waits: None,
         ..insert
     });
-    if state.now + s.ahead[at.worker] >= insert.time + s.deadline {
+    if clock(s, state, at) >= insert.time + s.deadline {
         stale(state, at);
     } else {
         state.table.in_flight.push(insert);

@@ -9,8 +9,11 @@ mod check;
 mod guard;
 mod lane;
 mod properties;
+#[cfg(test)]
+mod questions;
 mod scenario;
 mod scenarios;
 mod services;
 mod state;
 mod steps;
+mod story;

@@ -67,6 +67,8 @@ pub(crate) enum Step {
     ForgetPermits,
     /// Redis forgets the watermarks of `remember`.
     ForgetWatermarks,
+    /// The window of the rate limit has passed: what was charged is free again.
+    Slide,
     /// An operator drops the constraint that refuses rows.
     DropConstraint,
     /// An operator switches the limits on or off.
@@ -242,6 +244,7 @@ fn faults(s: &Scenario, state: &State, steps: &mut Vec<Step>) {
         (Fault::ForgetWatermarks, Step::ForgetWatermarks),
         (Fault::DropConstraint, Step::DropConstraint),
         (Fault::SwitchLimits, Step::SwitchLimits),
+        (Fault::Slide, Step::Slide),
     ];
     steps.extend(
         all.into_iter()
@@ -268,6 +271,7 @@ fn fault_of(step: Step) -> Option<Fault> {
         Step::ForgetWatermarks => Fault::ForgetWatermarks,
         Step::DropConstraint => Fault::DropConstraint,
         Step::SwitchLimits => Fault::SwitchLimits,
+        Step::Slide => Fault::Slide,
         _ => return None,
     })
 }
@@ -304,7 +308,7 @@ impl Model for Scenario {
     }
 
     fn format_action(&self, step: &Step) -> String {
-        format!("{step:?}")
+        step.to_string()
     }
 }
 
@@ -364,6 +368,7 @@ fn take(s: &Scenario, state: &mut State, step: Step) {
         }
         Step::ForgetWatermarks => state.redis.applied = Default::default(),
         Step::DropConstraint => state.table.takes_all = true,
+        Step::Slide => state.redis.used = 0,
         Step::SwitchLimits => state.limits_off = !state.limits_off,
     }
 }
