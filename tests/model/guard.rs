@@ -82,7 +82,11 @@ mod tests {
             (Guard::TakeOverIsExact, replay(Small), NO_EVENT_TWICE),
             (Guard::RememberedPermits, limits(Small), ONE_OUTCOME),
             (Guard::StaleAnswer, rewind(Small), LIMIT),
-            (Guard::InsistOnlyIfRewound, zombie(Small), CHARGED_ONCE),
+            (
+                Guard::InsistOnlyIfRewound,
+                zombie_with_limits(Small),
+                CHARGED_ONCE,
+            ),
             (Guard::UnlimitedAnnounced, limits_switched(Small), ONE_OUTCOME),
             (Guard::PureDecode, crash(Small), ONE_OUTCOME),
             (Guard::Watermark, crash(Small), COUNTED_ONCE),

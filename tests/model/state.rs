@@ -238,20 +238,12 @@ pub(crate) enum Stage {
 }
 
 impl Set {
-    pub(crate) fn of(record: usize) -> Self {
-        Self(1 << record)
-    }
-
     pub(crate) fn contains(self, record: usize) -> bool {
         self.0 & (1 << record) != 0
     }
 
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
-    }
-
-    pub(crate) fn len(self) -> u8 {
-        self.0.count_ones() as u8
     }
 
     pub(crate) fn insert(&mut self, record: usize) {
