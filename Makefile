@@ -1,7 +1,7 @@
 # The same commands for people and for CI. The work is done by the scripts in deploy/local/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check prove bench clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ check: ## Formatting, lints and documentation, every warning an error
 	deploy/local/cargo clippy --all-targets --all-features -- -D warnings
 	deploy/local/cargo clippy -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings deploy/local/cargo doc --no-deps
+
+prove: ## Run the long proofs, some minutes each
+	deploy/local/stack install --build-only
+	deploy/local/cargo test --release --test fuzz --test model -- --ignored --nocapture
 
 bench: ## Run the benchmarks (arguments to cargo bench: make bench ARGS=...)
 	deploy/local/stack install

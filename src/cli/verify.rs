@@ -1,6 +1,8 @@
 //! `sluice verify`: the ledger, counted at the destinations, and who does not add up.
 
+use std::num::NonZeroU32;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
@@ -9,42 +11,79 @@ use tokio::runtime::Handle;
 use super::progress::Progress;
 use super::{CliError, print, with_causes};
 use crate::config::Config;
-use crate::verify::{self, Ledger, Offenders, Watch};
+use crate::verify::{self, BadRange, Bound, Ledger, Offenders, Options, Range, Watch};
 
 /// Offenders of a kind in the text; JSON has more.
 const SHOWN: usize = 10;
 
 /// Arguments of `sluice verify`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Settles every record from the topic's first to the group's committed offsets, or those of a \
+                        range. Topic, group and destinations are those of the configuration: the overflow topic's \
+                        own worker is verified with that worker's configuration. Reads only.\n\n\
+                        Exit code 0 if it adds up, 1 if a record is missing or there twice, or a row has no record, \
+                        or with --settled-within if the group has not settled, 2 if the range cannot be."
+)]
 pub struct Args {
     /// Print the ledger as one JSON object.
     #[arg(long)]
     json: bool,
+    /// Only these partitions, separated by commas.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..))]
+    partition: Vec<i32>,
+    /// First record: an offset, a time (2026-01-31T12:00:00Z, as Kafka has it) or how long ago (90s, 15m, 2h, 7d)
+    /// [default: the topic's first].
+    #[arg(long, value_name = "BOUND")]
+    from: Option<Bound>,
+    /// End, not included: as --from [default: the group's committed offsets].
+    #[arg(long, value_name = "BOUND")]
+    to: Option<Bound>,
+    /// Wait up to so long for the group to settle what the range holds now, and fail if it does not; 0 does not wait.
+    #[arg(long, value_name = "SECONDS")]
+    settled_within: Option<u32>,
+    /// Read no more records a second from a topic, nor rows from the table [default: as many as it can].
+    #[arg(long, value_name = "N")]
+    max_records_per_second: Option<NonZeroU32>,
 }
 
 /// Runs the command.
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
+    let options = Options {
+        range: Range {
+            partitions: args.partition,
+            from: args.from,
+            to: args.to,
+        },
+        wait: args
+            .settled_within
+            .map(|seconds| Duration::from_secs(u64::from(seconds))),
+        max_per_second: args.max_records_per_second,
+    };
+    let must_be_settled = options.wait.is_some();
     let runtime = Handle::current();
     let (ledger, config) = tokio::task::spawn_blocking(move || {
-        let ledger = verify::verify(&config, &runtime, &mut Steps::default());
+        let ledger = verify::verify(&config, &options, &runtime, &mut Steps::default());
         (ledger, config)
     })
     .await
     .context("the verifying thread failed")?;
-    // Client libraries may repeat what they were given.
-    let ledger = ledger.map_err(|error| anyhow::anyhow!(config.scrub(&with_causes(error.as_ref()))))?;
+    let ledger = ledger.map_err(|error| match error.downcast::<BadRange>() {
+        Ok(refused) => CliError::Usage(refused.to_string()),
+        // Client libraries may repeat what they were given.
+        Err(error) => anyhow::anyhow!(config.scrub(&with_causes(error.as_ref()))).into(),
+    })?;
     if args.json {
         print(&(serde_json::to_string(&ledger).map_err(anyhow::Error::from)? + "\n"))?;
     } else {
         print(&text(&ledger, &config))?;
     }
-    Ok(if ledger.adds_up() {
-        ExitCode::SUCCESS
-    } else {
+    Ok(if !ledger.adds_up() || must_be_settled && ledger.behind > 0 {
         ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     })
 }
-
 #[derive(Default)]
 struct Steps(Option<Progress>);
 
@@ -82,7 +121,7 @@ fn text(ledger: &Ledger, config: &Config) -> String {
         row(&format!("  {reason}"), *count, "");
     }
     row("missing", ledger.missing.count, "no destination");
-    let topic = format!("{}, up to the offsets of group {}", kafka.topic, kafka.group_id);
+    let topic = format!("{}, within the offsets of group {}", kafka.topic, kafka.group_id);
     row("all", ledger.records, &topic);
     row(
         "twice",
@@ -90,6 +129,11 @@ fn text(ledger: &Ledger, config: &Config) -> String {
         "more than one row (also counted above)",
     );
     row("both", ledger.both.count, "two destinations (also counted above)");
+    row(
+        "stray",
+        ledger.stray.count,
+        "rows, but no record (not counted above)",
+    );
     if let Some(column) = table.column_mut(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -98,6 +142,7 @@ fn text(ledger: &Ledger, config: &Config) -> String {
         ("missing", &ledger.missing),
         ("twice", &ledger.twice),
         ("both", &ledger.both),
+        ("stray", &ledger.stray),
     ] {
         lines.extend(names(kind, offenders));
     }
@@ -124,8 +169,8 @@ fn sum(ledger: &Ledger) -> String {
         format!("{records} records = {parts}: it adds up")
     } else {
         format!(
-            "{records} records, {parts}: IT DOES NOT ADD UP, {} missing, {} twice",
-            ledger.missing.count, ledger.twice.count
+            "{records} records, {parts}: IT DOES NOT ADD UP, {} missing, {} twice, {} stray",
+            ledger.missing.count, ledger.twice.count, ledger.stray.count
         )
     }
 }

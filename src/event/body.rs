@@ -194,7 +194,7 @@ impl<'a> Body<'a> {
         let data = self.field(Field::Data);
         data.kind == Kind::String
             && self.field(Field::Properties).is_missing()
-            && (!self.field(Field::Now).is_missing() || data.inside().trim_ascii_start().starts_with('{'))
+            && (!self.field(Field::Now).is_missing() || opens_object(data))
     }
 
     /// The member `data`, where it is just a field of the client's.
@@ -205,6 +205,15 @@ impl<'a> Body<'a> {
             value,
         })
     }
+}
+
+/// Whether the text that a string holds begins like a JSON object: by what it means, as any of its characters may be
+/// escaped.
+fn opens_object(string: Raw<'_>) -> bool {
+    const BLANKS: [char; 4] = [' ', '\t', '\n', '\r'];
+    let start = string.inside().trim_start_matches(BLANKS);
+    start.starts_with('{')
+        || start.starts_with('\\') && meaning(string).trim_start_matches(BLANKS).starts_with('{')
 }
 
 /// A payload: one body in the plain shape; in the captured one that of the payload, and that in its `data`.
@@ -227,6 +236,13 @@ impl<'a> Bodies<'a> {
             Some(inner) if outer.is_missing() => inner.field(field),
             _ => outer,
         }
+    }
+
+    /// The same, where an empty string is none either: capture writes one for what it was not told.
+    pub(super) fn told(&self, field: Field) -> Raw<'a> {
+        let mut all = self.each().map(|body| body.field(field));
+        all.find(|raw| !raw.is_missing() && raw.text != r#""""#)
+            .unwrap_or_default()
     }
 
     /// The one that the properties are in.

@@ -70,7 +70,10 @@ fn judge(
     let inner = if outer.is_captured() {
         unescape(outer.field(Field::Data).inside(), data);
         let data = str::from_utf8(data).map_err(|_| Reason::NotUtf8)?;
-        Some(Body::read(data, inner_entries)?)
+        let inner = Body::read(data, inner_entries)?;
+        // The shapes are nested once: what `data` calls `data` is the client's.
+        inner_entries.extras.extend(inner.data());
+        Some(inner)
     } else {
         outer_entries.extras.extend(outer.data());
         None
@@ -90,7 +93,7 @@ fn judge(
     let group_identify = event == "$groupidentify";
     let event = append(text, &event);
     let distinct_id = distinct_id(&bodies, headers.distinct_id, text)?;
-    let timestamp = event_time(&bodies, headers.timestamp, record.timestamp)?;
+    let time = event_time(&bodies, headers.timestamp, record.timestamp)?;
     let origin = headers.origin();
     let (id, uuid) = match id(&bodies, headers.uuid) {
         None => (
@@ -114,7 +117,8 @@ fn judge(
         id,
         event,
         distinct_id,
-        timestamp,
+        timestamp: time.ms,
+        timed_by_kafka: time.is_kafkas,
         properties: parts.properties,
         set: parts.set,
         set_once: parts.set_once,

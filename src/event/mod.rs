@@ -74,6 +74,8 @@ pub struct Event {
     pub distinct_id: Span,
     /// When it happened, ms since 1970 UTC, within what `DateTime64(3, 'UTC')` holds.
     pub timestamp: i64,
+    /// Nothing in the record says when: `timestamp` is the time that Kafka has for it.
+    pub timed_by_kafka: bool,
     /// The row's properties, the text of a JSON object.
     pub properties: Span,
     /// Person properties to set, the text of a JSON object with at least one member. Where a name stands

@@ -181,11 +181,11 @@ fn add_extras(bodies: &Bodies<'_>, outer: &Entries, inner: &Entries, object: &mu
         }
     }
     for (field, property, name) in SERVICE {
-        let value = bodies.field(field);
+        let value = bodies.told(field);
         let there = main.property(property).kind != Kind::Missing
             || in_outer.contains(quoted(name))
             || in_inner.contains(quoted(name));
-        if !value.is_missing() && value.text != r#""""# && !there {
+        if !value.is_missing() && !there {
             object.member(name, value.text);
         }
     }

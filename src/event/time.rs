@@ -23,7 +23,16 @@ struct Instant {
     ns: i32,
 }
 
-/// When the event happened, ms since 1970 UTC.
+/// When an event happened, and who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EventTime {
+    /// ms since 1970 UTC.
+    pub(super) ms: i64,
+    /// Only Kafka, of the record.
+    pub(super) is_kafkas: bool,
+}
+
+/// When the event happened.
 ///
 /// The body's `timestamp` as it is (in the captured shape the outer one, which capture has corrected);
 /// else, in the captured shape, the client's time moved by what its clock is off; else `offset` before
@@ -31,45 +40,52 @@ struct Instant {
 ///
 /// A `timestamp` that is there and cannot be read refuses the record; `now`, `sent_at` and `offset` that
 /// cannot be read are as good as none.
-pub(super) fn event_time(bodies: &Bodies<'_>, header: Option<&str>, record: i64) -> Result<i64, Reason> {
-    let ms = claimed_time(bodies, header, record)?;
+pub(super) fn event_time(
+    bodies: &Bodies<'_>,
+    header: Option<&str>,
+    record: i64,
+) -> Result<EventTime, Reason> {
+    let time = match claimed_time(bodies, header)? {
+        Some(ms) => EventTime { ms, is_kafkas: false },
+        None if record >= 0 => EventTime {
+            ms: record.saturating_sub(offset(bodies.field(Field::Offset))),
+            is_kafkas: true,
+        },
+        None => return Err(Reason::BadTimestamp),
+    };
     // A record without a time of its own (-1) has nothing to be ahead of.
-    let ahead = record >= 0 && ms.saturating_sub(record) > AHEAD;
-    if COLUMN.contains(&ms) && !ahead {
-        Ok(ms)
+    let ahead = record >= 0 && time.ms.saturating_sub(record) > AHEAD;
+    if COLUMN.contains(&time.ms) && !ahead {
+        Ok(time)
     } else {
         Err(Reason::BadTimestamp)
     }
 }
 
-fn claimed_time(bodies: &Bodies<'_>, header: Option<&str>, record: i64) -> Result<i64, Reason> {
+/// What the record says of its time, in itself or its headers.
+fn claimed_time(bodies: &Bodies<'_>, header: Option<&str>) -> Result<Option<i64>, Reason> {
     if let Some(time) = timestamp(bodies.outer.field(Field::Timestamp))? {
-        return Ok(time.ms);
+        return Ok(Some(time.ms));
     }
-    let now = readable(bodies.field(Field::Now));
+    let now = readable(bodies.told(Field::Now));
     if let Some(inner) = &bodies.inner
         && let Some(time) = timestamp(inner.field(Field::Timestamp))?
     {
-        let sent_at = readable(bodies.field(Field::SentAt));
-        return Ok(match (now, sent_at) {
+        let sent_at = readable(bodies.told(Field::SentAt));
+        return Ok(Some(match (now, sent_at) {
             (Some(now), Some(sent_at)) => {
                 let ns = now.ns + time.ns - sent_at.ns;
                 now.ms + (time.ms - sent_at.ms) + i64::from(ns.div_euclid(1_000_000))
             }
             _ => time.ms,
-        });
+        }));
     }
-    let offset = offset(bodies.field(Field::Offset));
     if let Some(now) = now {
-        return Ok(now.ms.saturating_sub(offset));
+        return Ok(Some(now.ms.saturating_sub(offset(bodies.field(Field::Offset)))));
     }
-    if let Some(header) = header.map(str::trim).filter(|header| !header.is_empty()) {
-        return header.parse().map_err(|_| Reason::BadTimestamp);
-    }
-    if record >= 0 {
-        Ok(record.saturating_sub(offset))
-    } else {
-        Err(Reason::BadTimestamp)
+    match header.map(str::trim).filter(|header| !header.is_empty()) {
+        Some(header) => header.parse().map(Some).map_err(|_| Reason::BadTimestamp),
+        None => Ok(None),
     }
 }
 

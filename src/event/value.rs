@@ -66,7 +66,7 @@ impl Value {
 }
 
 /// A value as it was written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Raw<'a> {
     pub(super) kind: Kind,
     pub(super) escaped: bool,

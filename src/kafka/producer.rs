@@ -10,6 +10,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use uuid::Uuid;
 
 use super::client_config;
 use crate::config;
@@ -71,6 +72,10 @@ pub struct Reject<'a> {
     pub record: Record<'a>,
     /// Where it stood.
     pub origin: Origin,
+    /// The event's uuid, where it was made from the coordinate: a replay stands elsewhere and is the same event.
+    pub uuid: Option<u128>,
+    /// The event's time, ms since 1970, where only Kafka knew it: a replay's record has another.
+    pub timestamp: Option<i64>,
 }
 
 impl Rejects {
@@ -170,25 +175,24 @@ fn headers(reject: &Reject<'_>) -> OwnedHeaders {
             headers = headers.insert(Header { key: name, value });
         }
     }
+    let mut add = |key: &str, value: &str| {
+        let all = std::mem::take(&mut headers);
+        headers = all.insert(Header {
+            key,
+            value: Some(value),
+        });
+    };
+    // Of several headers of a name the last counts, so these stand in for blank ones.
+    if let Some(uuid) = reject.uuid {
+        add("uuid", &Uuid::from_u128(uuid).to_string());
+    }
+    if let Some(timestamp) = reject.timestamp {
+        add("timestamp", &timestamp.to_string());
+    }
+    add(REASON, reject.reason);
+    add(topic, &origin.topic);
+    add(incarnation, &origin.incarnation.to_string());
+    add(partition, &origin.partition.to_string());
+    add(offset, &origin.offset.to_string());
     headers
-        .insert(Header {
-            key: REASON,
-            value: Some(reject.reason),
-        })
-        .insert(Header {
-            key: topic,
-            value: Some(&origin.topic),
-        })
-        .insert(Header {
-            key: incarnation,
-            value: Some(&origin.incarnation.to_string()),
-        })
-        .insert(Header {
-            key: partition,
-            value: Some(&origin.partition.to_string()),
-        })
-        .insert(Header {
-            key: offset,
-            value: Some(&origin.offset.to_string()),
-        })
 }

@@ -1,8 +1,10 @@
 //! Reject: dead letters and overflow, each with its reason and coordinate, acknowledged by all replicas.
 
+use rdkafka::types::RDKafkaErrorCode;
+
 use super::retry::until_done;
 use super::{Outcome, Partition, Prepared};
-use crate::event::Reason;
+use crate::event::{Event, Id, Reason};
 use crate::faults;
 use crate::kafka::producer::Reject;
 use crate::telemetry::Service;
@@ -21,6 +23,7 @@ impl Partition {
                 r.offset,
                 kafka.dead_letter_topic.as_str(),
                 r.reason.as_str(),
+                None,
             )
         });
         let over = decoded
@@ -34,6 +37,7 @@ impl Partition {
                     event.offset,
                     kafka.overflow_topic.as_str(),
                     OVER_LIMIT,
+                    Some(event),
                 )
             });
         self.send(prepared, bad.chain(over).collect()).await;
@@ -49,26 +53,46 @@ impl Partition {
             .iter()
             .zip(&prepared.outcomes)
             .filter(|(_, outcome)| **outcome == Outcome::Refused)
-            .map(|(event, _)| (event.index, event.offset, topic, Reason::Refused.as_str()))
+            .map(|(event, _)| {
+                (
+                    event.index,
+                    event.offset,
+                    topic,
+                    Reason::Refused.as_str(),
+                    Some(event),
+                )
+            })
             .collect();
         self.send(prepared, refused).await;
     }
 
-    async fn send(&self, prepared: &Prepared, rejects: Vec<(u32, i64, &str, &str)>) {
+    async fn send(&self, prepared: &Prepared, rejects: Vec<(u32, i64, &str, &str, Option<&Event>)>) {
         if rejects.is_empty() {
             return;
         }
         let rejects: Vec<Reject<'_>> = rejects
             .into_iter()
-            .map(|(index, offset, to, reason)| Reject {
+            .map(|(index, offset, to, reason, event)| Reject {
                 to,
                 reason,
                 record: prepared.block.record(index),
                 origin: self.origin(offset),
+                uuid: event.filter(|e| e.id == Id::Coordinate).map(|e| e.uuid),
+                timestamp: event.filter(|e| e.timed_by_kafka).map(|e| e.timestamp),
             })
             .collect();
         until_done(Service::Kafka, "send rejects", async || {
-            self.worker.rejects.send(&rejects).await
+            let sent = self.worker.rejects.send(&rejects).await;
+            if let Err(error) = &sent
+                && error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+            {
+                tracing::error!(
+                    partition = self.number,
+                    "a record is too large for the topic of its rejects, which must take whatever the topic of events \
+                     takes: raise its max.message.bytes; until then the partition waits"
+                );
+            }
+            sent
         })
         .await;
         faults::moment("after-reject").await;

@@ -142,6 +142,12 @@ impl Partition {
         let mut delays = delays();
         let mut suspects = vec![rows];
         let worker = &self.worker;
+        tracing::warn!(
+            partition = self.number,
+            start = prepared.block.start,
+            end = prepared.block.end,
+            "ClickHouse refuses a block for good; looking for the rows that are the reason"
+        );
         if let Err(error) =
             schema::renew_trial_table(&worker.clickhouse, &worker.config.clickhouse.database).await
         {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::ser::{Serialize, Serializer};
 
+use super::records::Span;
 use super::states::State;
 
 /// Offenders that are named; more are only counted.
@@ -18,6 +19,24 @@ pub struct Position {
     pub offset: i64,
 }
 
+impl Position {
+    /// In the order of positions.
+    pub(super) fn to_bytes(self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&self.partition.to_be_bytes());
+        bytes[4..].copy_from_slice(&self.offset.to_be_bytes());
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; 12]) -> Self {
+        let [p0, p1, p2, p3, offset @ ..] = bytes;
+        Self {
+            partition: i32::from_be_bytes([p0, p1, p2, p3]),
+            offset: i64::from_be_bytes(offset),
+        }
+    }
+}
+
 /// Records that do not add up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offenders {
@@ -27,10 +46,10 @@ pub struct Offenders {
     pub first: BTreeSet<Position>,
 }
 
-/// What became of the records. Every record is in exactly one of the first five counts: `records` is their sum.
+/// What became of the records. `records` is the sum of the four outcomes and of those that are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Ledger {
-    /// Records of the topic, from its first to the group's committed offsets.
+    /// Records of the topic in the ranges.
     pub records: u64,
     /// Those with a row.
     pub written: u64,
@@ -46,24 +65,32 @@ pub struct Ledger {
     pub twice: Offenders,
     /// Those in more than one destination (counted in one).
     pub both: Offenders,
+    /// Rows at offsets where the topic never had a record: somebody else's.
+    pub stray: Offenders,
     /// How many are missing, also beyond those that are named.
     pub missing_count: u64,
     /// How many are there twice.
     pub twice_count: u64,
     /// How many are in more than one destination.
     pub both_count: u64,
+    /// How many rows are of no record.
+    pub stray_count: u64,
+    /// Those of the duplicates whose original the group has not come to: what becomes of that is not known yet.
+    pub unsettled_duplicates: u64,
     /// Dead letters by reason.
     pub reasons: BTreeMap<String, u64>,
     /// Offsets that the group has not come to: no part of the ledger.
     pub behind: u64,
+    /// What was settled, of each partition.
+    pub ranges: Vec<Span>,
     /// What the reader of the ledger should know.
     pub notes: Vec<String>,
 }
 
 impl Ledger {
-    /// Whether nothing is missing and nothing is there twice.
+    /// Whether nothing is missing, nothing is there twice, and every row has its record.
     pub fn adds_up(&self) -> bool {
-        self.missing.count == 0 && self.twice.count == 0
+        self.missing.count == 0 && self.twice.count == 0 && self.stray.count == 0
     }
 
     /// Counts a record. False if no destination has it: then its id decides.
@@ -91,6 +118,12 @@ impl Ledger {
     /// A record of no destination turned out to be a duplicate.
     pub(super) fn duplicate(&mut self) {
         self.duplicates += 1;
+    }
+
+    /// Rows stand where the topic has no record.
+    pub(super) fn stray(&mut self, at: Position) {
+        self.stray.add(at);
+        self.stray_count += 1;
     }
 
     /// A record of no destination is no duplicate either.
@@ -171,6 +204,25 @@ mod tests {
         ledger.missing(at(7));
         assert!(!ledger.adds_up());
         assert!(ledger.missing.first.contains(&at(7)));
+    }
+
+    #[test]
+    fn a_row_without_a_record_does_not_add_up() {
+        let mut ledger = Ledger::default();
+        ledger.stray(at(5));
+        assert_eq!(
+            (ledger.adds_up(), ledger.records, ledger.stray_count),
+            (false, 0, 1)
+        );
+    }
+
+    #[test]
+    fn positions_come_back_from_bytes_that_are_in_their_order() {
+        let places = [(0, 0), (0, 256), (0, 1 << 40), (1, 0), (256, 5)];
+        let places = places.map(|(partition, offset)| Position { partition, offset });
+        let bytes = places.map(Position::to_bytes);
+        assert!(bytes.is_sorted());
+        assert_eq!(bytes.map(Position::from_bytes), places);
     }
 
     #[test]

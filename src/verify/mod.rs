@@ -1,20 +1,29 @@
 //! The ledger: what became of every record, asked from the destinations themselves.
 //!
-//! Owns the judgement. Reads only: it joins no group, commits nothing, writes nothing. Three passes, each a stream,
-//! so that memory follows the number of unclear records and not of all:
+//! Owns the judgement. Reads only: it joins no group, commits nothing, writes nothing but a temporary file. Each pass
+//! is a stream:
 //! 1. the table and the topics of rejects say at which offsets they have something (`states`: four bits an offset);
-//! 2. the topic says which offsets are records; those without a state are decoded, and their ids looked up in the
-//!    table, in batches (`claims`);
-//! 3. ids that the table does not have are looked for in the topics of rejects, if any are left.
+//! 2. the topic says which offsets are records; those without a state are decoded, and what they are deduplicated by
+//!    (`key`) is looked up in the table, in batches (`claims`);
+//! 3. what the table does not have is looked for in the topics of rejects, then among the records themselves: an
+//!    original may be one that the group has not come to.
 //!
 //! What is asked first may only grow meanwhile: the group's offsets come before the destinations, which have
-//! everything below them.
+//! everything below them. Memory: half a byte an offset, and some tens of megabytes whatever became of the records.
 
 mod claims;
+mod key;
 mod ledger;
+mod notes;
+mod pace;
+mod questions;
+mod range;
 mod records;
+mod rejects;
 mod scope;
+mod sorter;
 mod states;
+mod strays;
 mod table;
 
 use std::collections::HashMap;
@@ -22,19 +31,22 @@ use std::collections::HashMap;
 use anyhow::Context as _;
 use tokio::runtime::Handle;
 
-use self::claims::{Claim, Claims};
-use self::records::Reader;
+use self::claims::Claims;
+use self::pace::Pace;
+use self::questions::Questions;
+use self::records::{More, Reader};
+use self::rejects::Passed;
 use self::scope::Scope;
-use self::states::{State, States};
-use self::table::Table;
+use self::states::States;
+use self::table::{Highest, Table};
 use crate::config::{Config, DedupBy};
-use crate::event::{Decoded, Origin, Place, Record, decode};
-use crate::kafka::producer::REASON;
+use crate::event::{Decoded, Place, Record, decode};
 
 pub use self::ledger::{Ledger, Offenders, Position};
+pub use self::range::{BadRange, Bound, Options, Range};
+pub use self::records::Span;
 
-/// Unclear records that are held before the table is asked about them: 48 bytes each.
-const CLAIMS_AT_ONCE: usize = 1 << 19;
+const TEMPORARY: &str = "the temporary file failed (TMPDIR says where it is)";
 
 /// Is told how far it is.
 pub trait Watch {
@@ -44,22 +56,37 @@ pub trait Watch {
     fn done(&mut self, parts: u64);
 }
 
-/// Settles every record of the topic, from its first to the group's committed offsets. Blocks; the runtime's other
-/// threads speak with the table.
-pub fn verify(config: &Config, runtime: &Handle, watch: &mut dyn Watch) -> anyhow::Result<Ledger> {
-    let mut auditor = Auditor::new(config, runtime)?;
-    auditor.rows(watch)?;
-    auditor.rejects(watch)?;
-    auditor.records(watch)?;
-    auditor.rejected_ids(watch)?;
-    Ok(auditor.ledger)
+/// Settles every record in the range. Blocks; the runtime's other threads speak with the table.
+///
+/// # Errors
+/// A [`BadRange`], or what a service or the temporary file failed with.
+pub fn verify(
+    config: &Config,
+    options: &Options,
+    runtime: &Handle,
+    watch: &mut dyn Watch,
+) -> anyhow::Result<Ledger> {
+    options.range.check()?;
+    let mut auditor = Auditor::new(config, options, runtime, watch)?;
+    auditor.rows()?;
+    auditor.rejects()?;
+    auditor.records()?;
+    auditor.rejected_keys()?;
+    auditor.originals()?;
+    auditor.strays()?;
+    auditor.finish()
 }
 
 struct Auditor<'a> {
     config: &'a Config,
+    options: &'a Options,
     runtime: &'a Handle,
+    watch: &'a mut dyn Watch,
     reader: Reader<'a>,
+    questions: Questions<'a>,
     table: Table<'a>,
+    /// What the table had when the topic's ends were not asked yet.
+    highest: Highest,
     scope: Scope,
     states: HashMap<i32, States>,
     claims: Claims,
@@ -67,24 +94,50 @@ struct Auditor<'a> {
 }
 
 impl<'a> Auditor<'a> {
-    fn new(config: &'a Config, runtime: &'a Handle) -> anyhow::Result<Self> {
-        let reader = Reader::new(&config.kafka)?;
-        let scope = Scope::ask(&reader, &config.kafka)?;
+    fn new(
+        config: &'a Config,
+        options: &'a Options,
+        runtime: &'a Handle,
+        watch: &'a mut dyn Watch,
+    ) -> anyhow::Result<Self> {
+        let reader = Reader::new(&config.kafka, Pace::new(options.max_per_second));
+        let questions = Questions {
+            kafka: &config.kafka,
+            consumer: reader.consumer()?,
+        };
+        let table = Table::new(config, options.max_per_second);
+        watch.step("offsets", None);
+        let mut highest = Highest::new();
+        let scope = Scope::ask(&reader, &questions, options, || {
+            highest = runtime
+                .block_on(table.highest())
+                .context("the table could not be read")?;
+            Ok(())
+        })?;
         let ledger = Ledger {
             behind: scope.behind,
+            ranges: scope.records.clone(),
             notes: scope.notes.clone(),
             ..Ledger::default()
         };
-        let states = scope
-            .records
+        // By content, an original that was rejected may have to be told from its own record.
+        let spans = match config.dedup.by {
+            DedupBy::Id => &scope.records,
+            DedupBy::Content => &scope.settled,
+        };
+        let states = spans
             .iter()
             .map(|span| (span.partition, States::new(span.start, span.end)))
             .collect();
         Ok(Self {
             config,
+            options,
             runtime,
+            watch,
             reader,
-            table: Table::new(config),
+            questions,
+            table,
+            highest,
             scope,
             states,
             claims: Claims::default(),
@@ -93,10 +146,10 @@ impl<'a> Auditor<'a> {
     }
 
     /// Which offsets have rows, and how many.
-    fn rows(&mut self, watch: &mut dyn Watch) -> anyhow::Result<()> {
-        watch.step("rows", None);
+    fn rows(&mut self) -> anyhow::Result<()> {
+        self.watch.step("rows", Some(records::total(&self.scope.records)));
         let mut done = 0;
-        let states = &mut self.states;
+        let (states, watch) = (&mut self.states, &mut self.watch);
         self.runtime
             .block_on(self.table.offsets(&self.scope.records, |partition, offset| {
                 if let Some(states) = states.get_mut(&partition) {
@@ -109,153 +162,182 @@ impl<'a> Auditor<'a> {
     }
 
     /// Which offsets have an overflow copy or a dead letter. A copy that was sent twice is the same one.
-    fn rejects(&mut self, watch: &mut dyn Watch) -> anyhow::Result<()> {
+    fn rejects(&mut self) -> anyhow::Result<()> {
         let kafka = &self.config.kafka;
+        let ranges: HashMap<i32, Span> = self.scope.records.iter().map(|s| (s.partition, *s)).collect();
         let topics = [
             (&kafka.overflow_topic, &self.scope.overflow, false),
             (&kafka.dead_letter_topic, &self.scope.dead_letters, true),
         ];
         for (topic, spans, dead) in topics {
-            watch.step(
-                if dead { "dead letters" } else { "overflow" },
-                Some(records::total(spans)),
-            );
-            let (states, reasons) = (&mut self.states, &mut self.ledger.reasons);
-            self.reader.each(topic, spans, watch, |record, _| {
-                let Some(at) = Origin::of(record.headers) else {
-                    return Ok(());
-                };
-                if at.topic != kafka.topic || at.incarnation != kafka.incarnation {
-                    return Ok(());
-                }
-                let Some(states) = states.get_mut(&at.partition) else {
-                    return Ok(());
-                };
-                if !dead {
-                    states.mark_overflow(at.offset);
-                } else if states.mark_dead(at.offset) {
-                    let reason = record.headers.get(REASON.as_bytes()).unwrap_or_default();
-                    let reason = String::from_utf8_lossy(reason).into_owned();
-                    *reasons.entry(reason).or_default() += 1;
-                }
-                Ok(())
-            })?;
+            let step = if dead { "dead letters" } else { "overflow" };
+            self.watch.step(step, Some(records::total(spans)));
+            let (states, ledger, watch) = (&mut self.states, &mut self.ledger, &mut self.watch);
+            let mut passed = Passed::default();
+            self.reader
+                .each(topic, spans, &mut |done| watch.done(done), |record, _| {
+                    let Some((partition, offset)) = passed.origin(record, kafka) else {
+                        return Ok(More::Wanted);
+                    };
+                    let Some(states) = states.get_mut(&partition) else {
+                        return Ok(More::Wanted);
+                    };
+                    if !dead {
+                        states.mark_overflow(offset);
+                    } else if states.mark_dead(offset) && ranges[&partition].contains(offset) {
+                        let reason = rejects::reason(record).to_owned();
+                        *ledger.reasons.entry(reason).or_default() += 1;
+                    }
+                    Ok(More::Wanted)
+                })?;
+            self.ledger.notes.extend(passed.notes(topic));
         }
         Ok(())
     }
 
-    /// Judges every record of the topic; those that no destination names wait for the look-up of their ids.
-    fn records(&mut self, watch: &mut dyn Watch) -> anyhow::Result<()> {
-        watch.step("records", Some(records::total(&self.scope.records)));
-        let kafka = &self.config.kafka;
-        let by = self.config.dedup.by;
-        let (states, claims, ledger) = (&self.states, &mut self.claims, &mut self.ledger);
-        let (table, runtime) = (&self.table, self.runtime);
-        let mut decoded = Decoded::default();
-        self.reader
-            .each(&kafka.topic, &self.scope.records, watch, |record, partition| {
+    /// Judges every record of the range; those that no destination names wait for the look-up of their keys.
+    fn records(&mut self) -> anyhow::Result<()> {
+        let all = records::total(&self.scope.records);
+        self.watch.step("records", Some(all));
+        let (states, claims, ledger) = (&mut self.states, &mut self.claims, &mut self.ledger);
+        let (table, runtime, watch) = (&self.table, self.runtime, &mut self.watch);
+        let mut keys = KeyReader::new(self.config, &self.config.kafka.topic);
+        let settle = |claims: &mut Claims, ledger: &mut Ledger| {
+            runtime
+                .block_on(claims.settle(table, ledger))
+                .context("ids could not be looked up in the table")
+        };
+        self.reader.each(
+            &self.config.kafka.topic,
+            &self.scope.records,
+            &mut |done| watch.done(done),
+            |record, partition| {
                 let at = Position {
                     partition,
                     offset: record.offset,
                 };
-                let state = states
-                    .get(&partition)
-                    .map_or(State::default(), |states| states.get(record.offset));
-                if ledger.judge(at, state) {
-                    return Ok(());
+                let state = states.get_mut(&partition).map(|states| states.judge(at.offset));
+                if ledger.judge(at, state.unwrap_or_default()) {
+                    return Ok(More::Wanted);
                 }
-                let place = Place {
-                    topic: &kafka.topic,
-                    incarnation: kafka.incarnation,
-                    partition,
-                };
-                match claim(by, &place, record, &mut decoded) {
-                    Some((token, claim)) => claims.push(&token, claim),
+                match keys.read(record, partition) {
+                    Some((key, time_ms)) => claims.push(key, time_ms, at),
                     // No event, and yet no dead letter.
                     None => ledger.missing(at),
                 }
-                if claims.waiting() >= CLAIMS_AT_ONCE {
-                    settle(runtime, table, claims, ledger)?;
+                if claims.is_full() {
+                    settle(claims, ledger)?;
                 }
-                Ok(())
-            })?;
-        settle(runtime, table, claims, ledger)
-    }
-
-    /// Looks for the ids that the table does not have in the topics of rejects. What is left then is missing.
-    fn rejected_ids(&mut self, watch: &mut dyn Watch) -> anyhow::Result<()> {
-        let kafka = &self.config.kafka;
-        let topics = [
-            (&kafka.overflow_topic, &self.scope.overflow, "overflow ids"),
-            (
-                &kafka.dead_letter_topic,
-                &self.scope.dead_letters,
-                "dead-letter ids",
-            ),
-        ];
-        for (topic, spans, step) in topics {
-            if self.claims.is_empty() {
-                return Ok(());
-            }
-            watch.step(step, Some(records::total(spans)));
-            let by = self.config.dedup.by;
-            let claims = &mut self.claims;
-            let mut decoded = Decoded::default();
-            self.reader.each(topic, spans, watch, |record, partition| {
-                let place = Place {
-                    topic,
-                    incarnation: kafka.incarnation,
-                    partition,
-                };
-                if let Some((token, claim)) = claim(by, &place, record, &mut decoded) {
-                    claims.found_rejected(&token, claim.id);
-                }
-                Ok(())
-            })?;
-        }
-        self.claims.finish(&mut self.ledger);
+                Ok(More::Wanted)
+            },
+        )?;
+        settle(claims, ledger)?;
+        self.ledger.notes.extend(notes::gaps(all - self.ledger.records));
         Ok(())
     }
+
+    /// Looks for the keys that the table does not have in the topics of rejects.
+    fn rejected_keys(&mut self) -> anyhow::Result<()> {
+        let kafka = &self.config.kafka;
+        let topics = [
+            (&kafka.overflow_topic, self.scope.overflow.clone(), false),
+            (&kafka.dead_letter_topic, self.scope.dead_letters.clone(), true),
+        ];
+        for (topic, spans, dead) in topics {
+            let step = if dead { "dead-letter ids" } else { "overflow ids" };
+            self.look_among(step, topic, &spans, |_, record, _| {
+                rejects::has_claimed(record, dead)
+            })?;
+        }
+        self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
+        Ok(())
+    }
+
+    /// Looks for what is left among the records. A reject has another time than its record, which is a part of the
+    /// content of an event without one of its own; and an original may be one that the group has not come to.
+    fn originals(&mut self) -> anyhow::Result<()> {
+        let topic = &self.config.kafka.topic;
+        if self.config.dedup.by == DedupBy::Content {
+            let settled = self.scope.settled.clone();
+            self.look_among("originals", topic, &settled, |states, record, partition| {
+                let states: Option<&States> = states.get(&partition);
+                states.is_some_and(|states| states.is_rejected(record.offset))
+            })?;
+            self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
+        }
+        let ahead = self.scope.ahead.clone();
+        self.look_among("unsettled originals", topic, &ahead, |_, _, _| true)?;
+        self.ledger.unsettled_duplicates = self.claims.join().context(TEMPORARY)?;
+        self.ledger.duplicates += self.ledger.unsettled_duplicates;
+        Ok(())
+    }
+
+    /// Takes down the keys of those records that count as originals, if anything is left to be looked for.
+    fn look_among(
+        &mut self,
+        step: &'static str,
+        topic: &str,
+        spans: &[Span],
+        counts: impl Fn(&HashMap<i32, States>, &Record<'_>, i32) -> bool,
+    ) -> anyhow::Result<()> {
+        if self.claims.left() == 0 {
+            return Ok(());
+        }
+        self.watch.step(step, Some(records::total(spans)));
+        let (claims, states, watch) = (&mut self.claims, &self.states, &mut self.watch);
+        let mut keys = KeyReader::new(self.config, topic);
+        self.reader
+            .each(topic, spans, &mut |done| watch.done(done), |record, partition| {
+                if counts(states, record, partition)
+                    && let Some((key, _)) = keys.read(record, partition)
+                {
+                    claims.other(key).context(TEMPORARY)?;
+                }
+                Ok(More::Wanted)
+            })
+    }
+
+    fn finish(mut self) -> anyhow::Result<Ledger> {
+        self.claims.finish(&mut self.ledger).context(TEMPORARY)?;
+        let ledger = &mut self.ledger;
+        ledger
+            .notes
+            .extend(notes::unsettled_duplicates(ledger.unsettled_duplicates));
+        Ok(self.ledger)
+    }
 }
 
-fn settle(
-    runtime: &Handle,
-    table: &Table<'_>,
-    claims: &mut Claims,
-    ledger: &mut Ledger,
-) -> anyhow::Result<()> {
-    runtime
-        .block_on(claims.settle(table, ledger))
-        .context("ids could not be looked up in the table")
-}
-
-/// What a record is deduplicated by, and its token; nothing if it is no event.
-fn claim(
+/// Reads off a topic's records what they are deduplicated by.
+struct KeyReader<'a> {
     by: DedupBy,
-    place: &Place<'_>,
-    record: &Record<'_>,
-    decoded: &mut Decoded,
-) -> Option<(String, Claim)> {
-    decoded.clear();
-    decode(place, 0, record, decoded);
-    let event = decoded.events.first()?;
-    let id = match by {
-        DedupBy::Id => event.uuid,
-        DedupBy::Content => table::content(
-            decoded.str(event.distinct_id),
-            decoded.str(event.event),
-            event.timestamp,
-        ),
-    };
-    Some((
-        decoded.tokens[event.token as usize].clone(),
-        Claim {
-            id,
-            time_ms: event.timestamp,
-            at: Position {
-                partition: place.partition,
-                offset: record.offset,
-            },
-        },
-    ))
+    topic: &'a str,
+    incarnation: u32,
+    decoded: Decoded,
+    key: Vec<u8>,
+}
+
+impl<'a> KeyReader<'a> {
+    fn new(config: &Config, topic: &'a str) -> Self {
+        Self {
+            by: config.dedup.by,
+            topic,
+            incarnation: config.kafka.incarnation,
+            decoded: Decoded::default(),
+            key: Vec::new(),
+        }
+    }
+
+    /// The key, and when the event happened (ms since 1970); nothing if the record is no event.
+    fn read(&mut self, record: &Record<'_>, partition: i32) -> Option<(&[u8], i64)> {
+        let place = Place {
+            topic: self.topic,
+            incarnation: self.incarnation,
+            partition,
+        };
+        self.decoded.clear();
+        decode(&place, 0, record, &mut self.decoded);
+        let event = self.decoded.events.first()?;
+        key::of_event(self.by, &mut self.key, &self.decoded, event);
+        Some((&self.key, event.timestamp))
+    }
 }

@@ -1,62 +1,116 @@
-//! What is settled: from each partition's first offset to the group's; and how far the rejects reach.
+//! What is settled: of each partition a range below the group's offset; and how far the rejects reach.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::MetadataPartition;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use anyhow::{Context as _, bail};
 
+use super::questions::{Committed, Questions, RETRY};
+use super::range::{BadRange, Bound, Options, Range};
 use super::records::{Reader, Span};
-use crate::config;
-use crate::kafka::metadata;
-
-/// Time for each question to Kafka.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-const RETRY: Duration = Duration::from_millis(250);
+use crate::kafka::metadata::{self, Metadata};
 
 /// The ranges that are read.
 #[derive(Debug, Default)]
 pub(super) struct Scope {
+    /// What is settled.
     pub(super) records: Vec<Span>,
+    /// All that the group has settled.
+    pub(super) settled: Vec<Span>,
+    /// From the group's offsets to the ends.
+    pub(super) ahead: Vec<Span>,
     pub(super) overflow: Vec<Span>,
     pub(super) dead_letters: Vec<Span>,
-    /// Offsets between the group's and the ends.
+    /// Offsets of the range that the group has not come to.
     pub(super) behind: u64,
     pub(super) notes: Vec<String>,
 }
 
+/// A partition's part of the range, as far as the topic goes.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    partition: i32,
+    from: Option<i64>,
+    /// Where the range ends; that of the topic at the beginning, where it ends nowhere.
+    to: Option<i64>,
+    /// Records below it are waited for.
+    goal: i64,
+}
+
 impl Scope {
-    /// Asks for the group's offsets first: the destinations have everything below them by then.
-    pub(super) fn ask(reader: &Reader<'_>, kafka: &config::Kafka) -> anyhow::Result<Self> {
-        let mut scope = Self::default();
-        let Some(partitions) = partitions(reader, &kafka.topic)? else {
-            bail!("the topic {:?} (kafka.topic) does not exist", kafka.topic);
-        };
-        let committed = committed(reader, kafka, &partitions)?;
-        for (partition, committed) in committed {
-            let (low, high) = watermarks(reader, &kafka.topic, partition)?;
-            let committed = committed.as_ref().map(|(offset, text)| (*offset, text.as_str()));
-            let start = metadata::start(committed, low, high, kafka.incarnation)
-                .with_context(|| format!("partition {partition} of {}", kafka.topic))?;
-            let end = start.committed.max(low);
-            scope.behind += (high - end).max(0) as u64;
-            scope.records.push(Span {
-                partition,
-                start: low,
-                end,
-            });
+    /// Chooses the partitions, and waits for the group if that is wished. `begin` is called before the group's offsets
+    /// are asked for the last time: what it asks is older than they are.
+    pub(super) fn ask(
+        reader: &Reader<'_>,
+        questions: &Questions<'_>,
+        options: &Options,
+        begin: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let wanted = wanted(questions, &options.range)?;
+        if let Some(patience) = options.wait {
+            wait(reader, questions, &wanted, patience)?;
         }
-        scope.overflow = scope.rejects(reader, &kafka.overflow_topic)?;
-        scope.dead_letters = scope.rejects(reader, &kafka.dead_letter_topic)?;
+        begin()?;
+        let mut scope = Self::default();
+        // The group's offsets come first: the destinations have everything below them by then.
+        let committed = committed(questions, &wanted)?;
+        let mut open = Vec::new();
+        for (one, (_, committed)) in wanted.iter().zip(committed) {
+            let committed = committed.as_ref().map(|(offset, text)| (*offset, text.as_str()));
+            let behind = scope.partition(questions, one, committed)?;
+            open.extend((behind.start < behind.end).then_some(behind));
+        }
+        let open = reader.with_records(&questions.kafka.topic, &open)?;
+        scope.behind = super::records::total(&open);
+        scope.overflow = scope.rejects(questions, &questions.kafka.overflow_topic)?;
+        scope.dead_letters = scope.rejects(questions, &questions.kafka.dead_letter_topic)?;
         Ok(scope)
     }
 
-    fn rejects(&mut self, reader: &Reader<'_>, topic: &str) -> anyhow::Result<Vec<Span>> {
-        let Some(partitions) = partitions(reader, topic)? else {
+    /// Answers the offsets of the range that the group has not come to.
+    fn partition(
+        &mut self,
+        questions: &Questions<'_>,
+        wanted: &Wanted,
+        committed: Option<(i64, &str)>,
+    ) -> anyhow::Result<Span> {
+        let kafka = questions.kafka;
+        let partition = wanted.partition;
+        let span = |start: i64, end: i64| Span {
+            partition,
+            start,
+            end: end.max(start),
+        };
+        let (low, high) = questions.watermarks(&kafka.topic, partition)?;
+        let start = metadata::start(committed, low, high, kafka.incarnation)
+            .with_context(|| format!("partition {partition} of {}", kafka.topic))?;
+        if committed.is_none() && low < high {
+            self.notes.push(format!(
+                "partition {partition}: the group has committed no offset"
+            ));
+        }
+        if start.missing > 0 {
+            self.notes.push(format!(
+                "partition {partition}: retention has removed {} offsets before the group came to them",
+                start.missing
+            ));
+        }
+        if let Some(from) = wanted.from.filter(|from| *from < low) {
+            self.notes.push(format!(
+                "partition {partition} begins at {low}: retention has removed {} offsets of the range",
+                low - from
+            ));
+        }
+        let settled = start.committed.max(low);
+        let first = wanted.from.unwrap_or(low).max(low);
+        self.records
+            .push(span(first, wanted.to.unwrap_or(settled).min(settled)));
+        self.settled.push(span(low, settled));
+        self.ahead.push(span(settled, high));
+        Ok(span(settled.max(first), wanted.goal.min(high)))
+    }
+
+    fn rejects(&mut self, questions: &Questions<'_>, topic: &str) -> anyhow::Result<Vec<Span>> {
+        let Some(partitions) = questions.partitions(topic)? else {
             self.notes
                 .push(format!("the topic {topic} does not exist: taken for empty"));
             return Ok(Vec::new());
@@ -64,7 +118,7 @@ impl Scope {
         let mut spans = Vec::with_capacity(partitions.len());
         let mut removed = 0;
         for partition in partitions {
-            let (start, end) = watermarks(reader, topic, partition)?;
+            let (start, end) = questions.watermarks(topic, partition)?;
             removed += start;
             spans.push(Span {
                 partition,
@@ -81,72 +135,80 @@ impl Scope {
     }
 }
 
-fn partitions(reader: &Reader<'_>, topic: &str) -> anyhow::Result<Option<Vec<i32>>> {
-    let metadata = reader
-        .consumer
-        .fetch_metadata(Some(topic), PATIENCE)
-        .with_context(|| format!("Kafka at {} does not answer", reader.kafka.brokers))?;
-    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
-        return Ok(None);
+/// The chosen partitions and where the range begins and ends in each.
+fn wanted(questions: &Questions<'_>, range: &Range) -> anyhow::Result<Vec<Wanted>> {
+    let topic = &questions.kafka.topic;
+    let Some(all) = questions.partitions(topic)? else {
+        bail!("the topic {topic:?} (kafka.topic) does not exist");
     };
-    let mut numbers: Vec<i32> = found.partitions().iter().map(MetadataPartition::id).collect();
-    numbers.sort_unstable();
-    Ok((!numbers.is_empty()).then_some(numbers))
-}
-
-fn watermarks(reader: &Reader<'_>, topic: &str, partition: i32) -> anyhow::Result<(i64, i64)> {
-    reader
-        .consumer
-        .fetch_watermarks(topic, partition, PATIENCE)
-        .with_context(|| {
-            format!("Kafka does not tell where partition {partition} of {topic} begins and ends")
-        })
-}
-
-/// The group's offset and metadata of each partition, where it has committed any.
-type Committed = Vec<(i32, Option<(i64, String)>)>;
-
-fn committed(reader: &Reader<'_>, kafka: &config::Kafka, partitions: &[i32]) -> anyhow::Result<Committed> {
-    let mut wanted = TopicPartitionList::new();
-    for &partition in partitions {
-        wanted.add_partition(&kafka.topic, partition);
+    if let Some(&partition) = range.partitions.iter().find(|chosen| !all.contains(chosen)) {
+        let topic = topic.clone();
+        return Err(BadRange::NoPartition { topic, partition }.into());
     }
-    let begun = Instant::now();
-    let answer = loop {
-        match reader.consumer.committed_offsets(wanted.clone(), PATIENCE) {
-            // The cluster is choosing who knows: at its first group, or when a broker has gone.
-            Err(error) if is_election(&error) && begun.elapsed() < PATIENCE => std::thread::sleep(RETRY),
-            answer => break answer,
-        }
-    }
-    .with_context(|| format!("Kafka does not tell the offsets of the group {}", kafka.group_id))?;
-    answer
-        .elements()
-        .iter()
-        .map(|element| {
-            element
-                .error()
-                .with_context(|| format!("the committed offset of partition {}", element.partition()))?;
-            let Offset::Offset(offset) = element.offset() else {
-                return Ok((element.partition(), None));
+    let chosen = |partition: &i32| range.partitions.is_empty() || range.partitions.contains(partition);
+    all.into_iter()
+        .filter(chosen)
+        .map(|partition| {
+            let (_, high) = questions.watermarks(topic, partition)?;
+            let offset = |bound: Option<Bound>| -> anyhow::Result<Option<i64>> {
+                Ok(match bound {
+                    None => None,
+                    Some(Bound::Offset(offset)) => Some(offset),
+                    Some(Bound::Time(ms)) => Some(questions.at_time(partition, ms)?.unwrap_or(high)),
+                })
             };
-            // The client library panics on what is not UTF-8, which is none of ours.
-            let text = catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned()));
-            let text = text.map_err(|_| {
-                anyhow!(
-                    "the committed offset of partition {} has no text as metadata",
-                    element.partition()
-                )
-            })?;
-            Ok((element.partition(), Some((offset, text))))
+            let to = offset(range.to)?;
+            Ok(Wanted {
+                partition,
+                from: offset(range.from)?,
+                to,
+                goal: to.unwrap_or(high).min(high),
+            })
         })
         .collect()
 }
 
-fn is_election(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
-    matches!(
-        error.rdkafka_error_code(),
-        Some(NotCoordinator | CoordinatorNotAvailable | CoordinatorLoadInProgress)
-    )
+fn committed(questions: &Questions<'_>, wanted: &[Wanted]) -> anyhow::Result<Committed> {
+    let partitions: Vec<i32> = wanted.iter().map(|one| one.partition).collect();
+    questions.committed(&partitions)
+}
+
+/// Waits until the group has come to what the topic held at the beginning. If it does not, the ledger says so.
+fn wait(
+    reader: &Reader<'_>,
+    questions: &Questions<'_>,
+    wanted: &[Wanted],
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let committed = committed(questions, wanted)?;
+        let open: Vec<Span> = wanted
+            .iter()
+            .zip(committed)
+            .map(|(one, (partition, committed))| Span {
+                partition,
+                start: come_to(committed, questions.kafka.incarnation).max(one.from.unwrap_or(0)),
+                end: one.goal,
+            })
+            .filter(|span| span.start < span.end)
+            .collect();
+        if reader.with_records(&questions.kafka.topic, &open)?.is_empty() || begun.elapsed() >= patience {
+            return Ok(());
+        }
+        // Nobody tells of a commit.
+        std::thread::sleep(RETRY.min(patience.saturating_sub(begun.elapsed())));
+    }
+}
+
+/// How far the group has come in this incarnation of the topic.
+fn come_to(committed: Option<(i64, String)>, incarnation: u32) -> i64 {
+    let Some((offset, text)) = committed else {
+        return 0;
+    };
+    // What cannot be read is told by the one who asks for the last time.
+    match Metadata::decode(&text) {
+        Ok(Some(found)) if found.incarnation != incarnation => 0,
+        _ => offset,
+    }
 }

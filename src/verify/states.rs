@@ -1,9 +1,13 @@
 //! What the destinations have at each offset of a partition, in four bits an offset.
 
+use std::ops::Range;
+
 /// Offsets of one page: 32 KiB. Pages without anything take no memory, so gaps cost little.
 const PAGE: usize = 1 << 16;
 
 const ROWS: u8 = 0b0011;
+/// In place of rows: the record has been judged.
+const JUDGED: u8 = 0b0011;
 const OVERFLOW: u8 = 0b0100;
 const DEAD: u8 = 0b1000;
 
@@ -16,6 +20,16 @@ pub(super) struct State {
     pub(super) overflow: bool,
     /// A dead letter.
     pub(super) dead: bool,
+}
+
+impl State {
+    fn of(bits: u8) -> Self {
+        Self {
+            rows: bits & ROWS,
+            overflow: bits & OVERFLOW != 0,
+            dead: bits & DEAD != 0,
+        }
+    }
 }
 
 /// The offsets of one partition. What is outside of its range is ignored.
@@ -53,16 +67,42 @@ impl States {
             .is_some_and(|before| before & DEAD == 0)
     }
 
-    pub(super) fn get(&self, offset: i64) -> State {
-        let bits = self
-            .place(offset)
-            .and_then(|(page, at)| Some(self.pages[page].as_ref()?[at / 2] >> (at % 2 * 4)))
-            .unwrap_or(0);
-        State {
-            rows: bits & ROWS,
-            overflow: bits & OVERFLOW != 0,
-            dead: bits & DEAD != 0,
+    /// What the destinations have of a record. From here on the offset is known to hold one.
+    pub(super) fn judge(&mut self, offset: i64) -> State {
+        let bits = self.bits(offset);
+        // A page that nothing touched stays so.
+        if bits != 0 {
+            self.update(offset, |bits| bits | JUDGED);
         }
+        State::of(bits)
+    }
+
+    /// Whether a record has an overflow copy or a dead letter.
+    pub(super) fn is_rejected(&self, offset: i64) -> bool {
+        self.bits(offset) & (OVERFLOW | DEAD) != 0
+    }
+
+    /// Offsets of a range that were never judged although a destination has something there.
+    pub(super) fn never_judged(&self, range: Range<i64>) -> impl Iterator<Item = (i64, State)> {
+        let pages = self.pages.iter().enumerate();
+        let touched = pages.filter_map(|(number, page)| Some((number, page.as_ref()?)));
+        touched
+            .flat_map(|(number, page)| {
+                let start = self.start + (number * PAGE) as i64;
+                page.iter().enumerate().flat_map(move |(at, byte)| {
+                    let offset = start + at as i64 * 2;
+                    [(offset, byte & 0xf), (offset + 1, byte >> 4)]
+                })
+            })
+            .filter(move |(offset, bits)| range.contains(offset) && *bits != 0 && bits & ROWS != JUDGED)
+            .map(|(offset, bits)| (offset, State::of(bits)))
+    }
+
+    fn bits(&self, offset: i64) -> u8 {
+        self.place(offset)
+            .and_then(|(page, at)| Some(self.pages[page].as_ref()?[at / 2] >> (at % 2 * 4)))
+            .unwrap_or(0)
+            & 0xf
     }
 
     fn place(&self, offset: i64) -> Option<(usize, usize)> {
@@ -99,11 +139,28 @@ mod tests {
             states.add_row(last - 1);
         }
         let state = |rows, overflow, dead| State { rows, overflow, dead };
-        assert_eq!(states.get(start), state(1, false, false));
-        assert_eq!(states.get(start + 1), state(0, true, false));
-        assert_eq!(states.get(start + 2), State::default());
-        assert_eq!(states.get(last - 1), state(2, false, false));
-        assert_eq!(states.get(last), state(1, false, true));
+        let found: Vec<_> = states.never_judged(start + 1..end).collect();
+        assert_eq!(
+            found,
+            [
+                (start + 1, state(0, true, false)),
+                (last - 1, state(2, false, false)),
+                (last, state(1, false, true)),
+            ]
+        );
+        assert_eq!(states.never_judged(start..end).count(), 4);
+        assert_eq!(states.judge(start), state(1, false, false));
+        assert_eq!(states.judge(start + 1), state(0, true, false));
+        assert_eq!(states.judge(start + 2), State::default());
+        assert_eq!(states.judge(start + PAGE as i64), State::default());
+        assert_eq!(states.judge(last - 1), state(2, false, false));
+        assert_eq!(
+            states.never_judged(0..end).collect::<Vec<_>>(),
+            [(last, state(1, false, true))]
+        );
+        assert_eq!(states.judge(last), state(1, false, true));
+        assert_eq!(states.never_judged(0..end).count(), 0);
+        assert!(states.is_rejected(start + 1) && states.is_rejected(last) && !states.is_rejected(start));
         assert!(states.pages[1].is_none(), "an untouched page takes no memory");
     }
 
@@ -113,8 +170,9 @@ mod tests {
         for offset in [-1, 0, 9, 20, i64::MAX] {
             states.add_row(offset);
             assert!(!states.mark_dead(offset));
-            assert_eq!(states.get(offset), State::default(), "{offset}");
+            assert_eq!(states.judge(offset), State::default(), "{offset}");
         }
-        assert_eq!(States::new(5, 5).get(5), State::default());
+        assert_eq!(states.never_judged(i64::MIN..i64::MAX).count(), 0);
+        assert_eq!(States::new(5, 5).judge(5), State::default());
     }
 }

@@ -1,38 +1,67 @@
 //! What is asked of the table. Without FINAL, whatever the user's settings say: it would merge the evidence away.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 
 use ::clickhouse::Client;
 use ::clickhouse::error::Result;
 use uuid::Uuid;
-use xxhash_rust::xxh3::Xxh3;
 
-use super::claims::Ids;
+use super::claims::Keys;
+use super::key;
 use super::records::Span;
 use crate::clickhouse::{client, identifier, literal};
 use crate::config::{Config, DedupBy};
 
-/// Longest query text, bytes: a batch of ids takes less than a megabyte.
-const QUERY_BYTES: &str = "16777216";
+/// What each query may take of the server, so that production beside it does not feel much of it.
+const MODEST: [(&str, &str); 3] = [
+    ("max_threads", "2"),
+    // Gives way to queries of a higher priority (a lower number).
+    ("priority", "10"),
+    // A batch of keys takes a few megabytes of text.
+    ("max_query_size", "33554432"),
+];
 
 pub(super) struct Table<'a> {
     config: &'a Config,
     client: Client,
     name: String,
+    max_per_second: Option<NonZeroU32>,
 }
 
+/// The highest offset of each incarnation and partition, as the table has them: nothing is too odd for a foreign row.
+pub(super) type Highest = BTreeMap<(u32, u32), u64>;
+
 impl<'a> Table<'a> {
-    pub(super) fn new(config: &'a Config) -> Self {
-        let client = client(&config.clickhouse)
+    pub(super) fn new(config: &'a Config, max_per_second: Option<NonZeroU32>) -> Self {
+        let mut client = client(&config.clickhouse)
             .with_setting("final", "0")
-            .with_setting("select_sequential_consistency", "1")
-            .with_setting("max_query_size", QUERY_BYTES);
+            .with_setting("select_sequential_consistency", "1");
+        for (name, value) in MODEST {
+            client = client.with_setting(name, value);
+        }
         Self {
             client,
             name: format!("{}.events", identifier(&config.clickhouse.database)),
             config,
+            max_per_second,
         }
+    }
+
+    /// The highest offset that has a row. The table's projection answers from a few rows.
+    pub(super) async fn highest(&self) -> Result<Highest> {
+        let sql = format!(
+            "SELECT kafka_incarnation, kafka_partition, max(kafka_offset) FROM {} WHERE kafka_topic = {} \
+             GROUP BY kafka_topic, kafka_incarnation, kafka_partition",
+            self.name,
+            literal(&self.config.kafka.topic)
+        );
+        let rows: Vec<(u32, u32, u64)> = self.client.query_raw(&sql).fetch_all().await?;
+        Ok(rows
+            .into_iter()
+            .map(|(incarnation, partition, offset)| ((incarnation, partition), offset))
+            .collect())
     }
 
     /// Partition and offset of every row in the ranges, and of some beside them, as they stand in the table.
@@ -57,82 +86,125 @@ impl<'a> Table<'a> {
             literal(&self.config.kafka.topic),
             self.config.kafka.incarnation,
         );
-        let mut rows = self.client.query_raw(&sql).fetch::<(u32, u64)>()?;
+        let mut client = self.client.clone();
+        if let Some(most) = self.max_per_second {
+            // The server itself reads no faster; in small blocks, so that it does not pause for long between two.
+            let most = most.get();
+            client = client
+                .with_setting("max_execution_speed", most.to_string())
+                .with_setting("timeout_before_checking_execution_speed", "0")
+                .with_setting("max_block_size", most.min(65_409).to_string());
+        }
+        let mut rows = client.query_raw(&sql).fetch::<(u32, u64)>()?;
         while let Some((partition, offset)) = rows.next().await? {
             each(partition as i32, offset as i64);
         }
         Ok(())
     }
 
-    async fn by_uuid(&self, asked: &BTreeMap<&str, Vec<(u128, i64)>>) -> Result<Vec<(String, u128)>> {
-        let ids: HashSet<u128> = asked.values().flatten().map(|(id, _)| *id).collect();
+    /// Offset of every row of a partition from an offset on.
+    pub(super) async fn beyond(&self, partition: u32, first: u64, mut each: impl FnMut(u64)) -> Result<()> {
         let sql = format!(
-            "SELECT DISTINCT toString(token), toString(uuid) FROM {} WHERE token IN ({}) AND uuid IN ({})",
+            "SELECT kafka_offset FROM {} WHERE kafka_topic = {} AND kafka_incarnation = {} AND kafka_partition = \
+             {partition} AND kafka_offset >= {first}",
             self.name,
-            list(asked.keys().map(|token| literal(token))),
-            list(ids.into_iter().map(|id| format!("'{}'", Uuid::from_u128(id)))),
+            literal(&self.config.kafka.topic),
+            self.config.kafka.incarnation,
         );
-        let found: Vec<(String, String)> = self.client.query_raw(&sql).fetch_all().await?;
-        Ok(found
-            .into_iter()
-            .filter_map(|(token, uuid)| Some((token, Uuid::try_parse(&uuid).ok()?.as_u128())))
-            .collect())
+        let mut rows = self.client.query_raw(&sql).fetch::<u64>()?;
+        while let Some(offset) = rows.next().await? {
+            each(offset);
+        }
+        Ok(())
     }
 
-    async fn by_content(&self, asked: &BTreeMap<&str, Vec<(u128, i64)>>) -> Result<Vec<(String, u128)>> {
-        let times: HashSet<i64> = asked.values().flatten().map(|(_, time)| *time).collect();
-        let time = |ms: i64| format!("fromUnixTimestamp64Milli({ms}, 'UTC')");
-        let (first, last) = (times.iter().min(), times.iter().max());
-        let (Some(first), Some(last)) = (first, last) else {
-            return Ok(Vec::new());
-        };
-        // The range is for the table's key, the list picks the rows.
+    /// Those of the keys, by id, that have a row.
+    async fn by_id(&self, keys: &[&[u8]], times: Option<RangeInclusive<i64>>) -> Result<HashSet<Vec<u8>>> {
+        let asked: Vec<_> = keys.iter().filter_map(|key| key::id(key)).collect();
         let sql = format!(
-            "SELECT DISTINCT toString(token), distinct_id, toString(event), toUnixTimestamp64Milli(timestamp) AS ms \
-             FROM {} WHERE token IN ({}) AND timestamp >= {} AND timestamp <= {} AND ms IN ({})",
+            "SELECT DISTINCT toString(token), toString(uuid) FROM {} WHERE token IN ({}) AND uuid IN ({}){}",
             self.name,
-            list(asked.keys().map(|token| literal(token))),
-            time(*first),
-            time(*last),
-            list(times.iter().map(ToString::to_string)),
+            tokens(keys),
+            list(asked.iter().map(|(_, id)| format!("'{id}'"))),
+            times.map_or_else(String::new, |times| format!(" AND {}", within(&times))),
+        );
+        let wanted: HashSet<&[u8]> = keys.iter().copied().collect();
+        let mut rows = self.client.query_raw(&sql).fetch::<(String, String)>()?;
+        let (mut found, mut key) = (HashSet::new(), Vec::new());
+        while let Some((token, id)) = rows.next().await? {
+            if let Ok(id) = Uuid::try_parse(&id) {
+                key::of_id(&mut key, &token, id);
+                // Ids that were asked for under another token are among the answers.
+                if wanted.contains(key.as_slice()) {
+                    found.insert(key.clone());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Those of the keys, by content, that have a row.
+    async fn by_content(&self, keys: &[&[u8]], times: RangeInclusive<i64>) -> Result<HashSet<Vec<u8>>> {
+        let asked = keys.iter().filter_map(|key| key::content(key));
+        // The tokens and the range are for the table's key.
+        let sql = format!(
+            "SELECT DISTINCT toString(token), distinct_id, toString(event), toUnixTimestamp64Milli(timestamp) \
+             FROM {} WHERE token IN ({}) AND {} AND \
+             (toString(token), distinct_id, toString(event), toUnixTimestamp64Milli(timestamp)) IN ({})",
+            self.name,
+            tokens(keys),
+            within(&times),
+            list(asked.map(|(token, distinct_id, event, ms)| format!(
+                "({},{},{},{ms})",
+                literal(token),
+                literal(distinct_id),
+                literal(event)
+            ))),
         );
         let mut rows = self
             .client
             .query_raw(&sql)
             .fetch::<(String, String, String, i64)>()?;
-        let mut found = Vec::new();
+        let mut found = HashSet::new();
         while let Some((token, distinct_id, event, ms)) = rows.next().await? {
-            found.push((token, content(&distinct_id, &event, ms)));
+            let mut key = Vec::new();
+            key::of_content(&mut key, &token, &distinct_id, &event, ms);
+            found.insert(key);
         }
         Ok(found)
     }
 }
 
-impl Ids for Table<'_> {
-    async fn with_rows(&self, asked: &BTreeMap<&str, Vec<(u128, i64)>>) -> Result<Vec<(String, u128)>> {
+impl Keys for Table<'_> {
+    async fn near(&self, keys: &[&[u8]], times: RangeInclusive<i64>) -> Result<HashSet<Vec<u8>>> {
         match self.config.dedup.by {
-            DedupBy::Id => self.by_uuid(asked).await,
-            DedupBy::Content => self.by_content(asked).await,
+            DedupBy::Id => self.by_id(keys, Some(times)).await,
+            DedupBy::Content => self.by_content(keys, times).await,
+        }
+    }
+
+    async fn anywhere(&self, keys: &[&[u8]]) -> Result<HashSet<Vec<u8>>> {
+        match self.config.dedup.by {
+            DedupBy::Id => self.by_id(keys, None).await,
+            // The time is a part of the key.
+            DedupBy::Content => Ok(HashSet::new()),
         }
     }
 }
 
-/// One number for a user, an event's name and its time. Records and rows alike are told apart by it.
-pub(super) fn content(distinct_id: &str, event: &str, time_ms: i64) -> u128 {
-    let mut hash = Xxh3::new();
-    for text in [distinct_id, event] {
-        hash.update(&(text.len() as u64).to_le_bytes());
-        hash.update(text.as_bytes());
-    }
-    hash.update(&time_ms.to_le_bytes());
-    hash.digest128()
+fn tokens(keys: &[&[u8]]) -> String {
+    let tokens: BTreeSet<&str> = keys.iter().filter_map(|key| Some(key::token(key)?.0)).collect();
+    list(tokens.into_iter().map(literal))
+}
+
+fn within(times: &RangeInclusive<i64>) -> String {
+    format!(
+        "timestamp >= fromUnixTimestamp64Milli({}, 'UTC') AND timestamp <= fromUnixTimestamp64Milli({}, 'UTC')",
+        times.start(),
+        times.end()
+    )
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {
-    let mut text = String::new();
-    for item in items {
-        let comma = if text.is_empty() { "" } else { "," };
-        write!(text, "{comma}{item}").unwrap_or_default();
-    }
-    text
+    items.collect::<Vec<_>>().join(",")
 }

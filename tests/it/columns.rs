@@ -21,11 +21,12 @@ fn ms(time: &str) -> i64 {
 }
 
 /// An hour ago: a record's own time, which retention leaves alone.
-fn record_time() -> i64 {
+pub(crate) fn record_time() -> i64 {
     jiff::Timestamp::now().as_millisecond() - 3_600_000
 }
 
-fn of_coordinate(scene: &Scene, record: &Record) -> String {
+/// The uuid of an event that has no id.
+pub(crate) fn of_coordinate(scene: &Scene, record: &Record) -> String {
     let mut name = scene.topic.as_bytes().to_vec();
     name.extend_from_slice(&0_u32.to_be_bytes());
     name.extend_from_slice(&record.partition.to_be_bytes());

@@ -6,6 +6,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::print_stderr,
     reason = "a test fails by panicking and tells its story on standard error"
 )]
@@ -14,13 +15,17 @@ mod api;
 mod api_query;
 mod api_server;
 mod api_users;
+#[path = "../fuzz/cases/mod.rs"]
+mod cases;
 mod check;
 mod columns;
+mod corners;
 mod crashes;
 mod dead_letters;
 mod harness;
 mod late_inserts;
 mod limits;
 mod main_path;
+mod mutated;
 mod offsets;
 mod outages;

@@ -10,6 +10,8 @@ use crate::harness::stack::Service;
 use crate::harness::wait::{eventually, seen};
 
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Seconds. A partition whose offset was rewound waits for twice as long.
+const REWIND_DEADLINE: u32 = 5;
 
 fn settle(scene: &Scene) {
     let worker = scene.start().ready();
@@ -19,7 +21,8 @@ fn settle(scene: &Scene) {
 
 #[test]
 fn after_a_rewind_nothing_is_lost_and_nothing_is_there_twice() {
-    let scene = Scene::new("rewound", 3);
+    let mut scene = Scene::new("rewound", 3);
+    scene.set_deadline(REWIND_DEADLINE);
     let mut load = Load::new(3);
     let mut sent = scene.produce(load.take(2_000));
     settle(&scene);
@@ -49,7 +52,8 @@ fn after_a_rewind_nothing_is_lost_and_nothing_is_there_twice() {
 
 #[test]
 fn after_the_offsets_expired_nothing_is_lost_and_nothing_is_there_twice() {
-    let scene = Scene::new("expired", 3);
+    let mut scene = Scene::new("expired", 3);
+    scene.set_deadline(REWIND_DEADLINE);
     let mut load = Load::new(3);
     let mut sent = scene.produce(load.take(2_000));
     settle(&scene);
@@ -63,6 +67,7 @@ fn after_the_offsets_expired_nothing_is_lost_and_nothing_is_there_twice() {
 #[test]
 fn a_rewind_of_limited_events_charges_nobody_twice_and_keeps_what_was_written() {
     let mut scene = Scene::new("rewoundlimit", 1);
+    scene.set_deadline(REWIND_DEADLINE);
     scene.set("rate_limit.limit", "300");
     let payload = |n| format!(r#"{{"token":"t","event":"e","distinct_id":"d","properties":{{"n":{n}}}}}"#);
     let sent = scene.produce((0..500).map(|n| Record::of(0, payload(n))).collect());
@@ -206,6 +211,7 @@ fn a_topic_made_anew_stops_its_partitions_until_the_incarnation_is_raised() {
 #[test]
 fn a_topic_made_anew_is_noticed_though_kafka_has_forgotten_its_offsets() {
     let mut scene = Scene::new("anewbare", 1);
+    scene.set_deadline(REWIND_DEADLINE);
     // Some without an id, which is made from the coordinate; some with one, which must not be claimed by mistake.
     let event = |n: u32| {
         let id = if n.is_multiple_of(2) {

@@ -197,6 +197,8 @@ broker.heartbeat.interval.ms=500
 # The cleaner's map alone would take a quarter of the heap.
 log.cleaner.dedupe.buffer.size={16 << 20}
 log.cleaner.threads=1
+# Tests await compaction.
+log.cleaner.backoff.ms=500
 num.network.threads=2
 num.io.threads=4
 """)

@@ -1,10 +1,11 @@
 //! Kafka: do brokers answer, and are the three topics there?
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
@@ -58,7 +59,97 @@ pub(super) async fn check(config: &Kafka) -> Vec<Finding> {
             Err(Absent::Missing) => missing(config, key, subject, name, creates_topics),
         });
     }
+    findings.extend(misfits(&client, config).await);
     findings
+}
+
+/// What keeps a topic of rejects from taking, and keeping, every record of the topic of events; as far as this user may
+/// ask.
+async fn misfits(client: &ClientConfig, config: &Kafka) -> Vec<Finding> {
+    let rejects = [
+        ("kafka.overflow_topic", "overflow topic", &config.overflow_topic),
+        (
+            "kafka.dead_letter_topic",
+            "dead-letter topic",
+            &config.dead_letter_topic,
+        ),
+    ];
+    let names = [&config.topic, &config.overflow_topic, &config.dead_letter_topic];
+    let settings = settings(client, &names).await;
+    let Some(events) = settings.get(&config.topic) else {
+        return Vec::new();
+    };
+    rejects
+        .into_iter()
+        .filter_map(|(key, subject, name)| Some(settings.get(name)?.misfits(events, key, subject, name)))
+        .flatten()
+        .collect()
+}
+
+/// What a topic's own settings say of the records that it takes and keeps.
+#[derive(Debug)]
+struct Settings {
+    max_message_bytes: u64,
+    cleanup_policy: String,
+}
+
+/// The headers of a reject, its names and a uuid among them, in bytes.
+const HEADERS_OF_A_REJECT: u64 = 512;
+
+impl Settings {
+    /// What keeps this topic of rejects from taking, and keeping, every record of the topic of events.
+    fn misfits(&self, events: &Self, key: &str, subject: &'static str, name: &str) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let wanted = events.max_message_bytes + HEADERS_OF_A_REJECT;
+        if self.max_message_bytes < wanted {
+            findings.push(Finding::warning(
+                subject,
+                format!(
+                    "{key} = {name:?} takes records of {} bytes, and the topic of events has them of {}: one that is \
+                     too large holds its partition",
+                    self.max_message_bytes, events.max_message_bytes
+                ),
+                format!("raise its max.message.bytes to {wanted}"),
+            ));
+        }
+        if self.cleanup_policy.contains("compact") {
+            findings.push(Finding::warning(
+                subject,
+                format!("{key} = {name:?} is compacted: of the rejects of one key only the last would stay"),
+                "set its cleanup.policy to delete",
+            ));
+        }
+        findings
+    }
+}
+
+/// The settings of those topics that are there and that this user may ask about.
+async fn settings(client: &ClientConfig, topics: &[&String]) -> HashMap<String, Settings> {
+    let Ok(admin) = client.create_with_context::<_, AdminClient<Listener>>(Listener::default()) else {
+        return HashMap::new();
+    };
+    let topics: Vec<_> = topics
+        .iter()
+        .map(|topic| ResourceSpecifier::Topic(topic.as_str()))
+        .collect();
+    let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
+    let described = admin
+        .describe_configs(&topics, &options)
+        .await
+        .unwrap_or_default();
+    let of = |resource: ConfigResource| {
+        let OwnedResourceSpecifier::Topic(topic) = &resource.specifier else {
+            return None;
+        };
+        let entries = resource.entry_map();
+        let value = |name| entries.get(name)?.value.clone();
+        let settings = Settings {
+            max_message_bytes: value("max.message.bytes")?.parse().ok()?,
+            cleanup_policy: value("cleanup.policy")?,
+        };
+        Some((topic.clone(), settings))
+    };
+    described.into_iter().flatten().filter_map(of).collect()
 }
 
 /// What the brokers know of all topics; asking for one by its name could create it.
@@ -174,6 +265,27 @@ mod tests {
             finding.remedy.contains("--create --topic events"),
             "{}",
             finding.remedy
+        );
+    }
+
+    #[test]
+    fn topics_of_rejects_must_take_and_keep_whatever_comes() {
+        let of = |max_message_bytes, policy: &str| Settings {
+            max_message_bytes,
+            cleanup_policy: policy.to_owned(),
+        };
+        let events = of(1_000_000, "compact");
+        let misfits =
+            |rejects: Settings| rejects.misfits(&events, "kafka.overflow_topic", "overflow topic", "over");
+        assert!(misfits(of(1_001_000, "delete")).is_empty());
+        let small = misfits(of(1_000_000, "delete"));
+        assert_eq!(small.len(), 1);
+        assert!(small[0].remedy.contains("1000512"), "{}", small[0].remedy);
+        let compacted = misfits(of(2_000_000, "compact,delete"));
+        assert!(
+            compacted[0].detail.contains("compacted"),
+            "{}",
+            compacted[0].detail
         );
     }
 

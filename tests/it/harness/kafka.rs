@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
@@ -64,6 +66,13 @@ impl Record {
     }
 }
 
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transaction {
+    Committed,
+    Aborted,
+}
+
 /// Notes where each record landed.
 #[derive(Default)]
 struct Deliveries(Arc<Mutex<Vec<Landed>>>);
@@ -116,20 +125,7 @@ impl Kafka {
             result.unwrap();
         }
         for (topic, partitions) in topics {
-            eventually("a new topic has its partitions", ASK, || {
-                match self.partitions(topic) {
-                    n if n == *partitions => Ok(()),
-                    n => Err(format!("{topic} has {n} partitions")),
-                }
-            });
-            let consumer = self.consumer("it-ask");
-            for partition in 0..*partitions {
-                eventually("a new partition has a leader", ASK, || {
-                    consumer
-                        .fetch_watermarks(topic, partition, ASK)
-                        .map_err(|error| error.to_string())
-                });
-            }
+            self.led(topic, *partitions);
         }
     }
 
@@ -144,6 +140,46 @@ impl Kafka {
     /// Deletes topics; those that are not there are passed over.
     pub(crate) fn delete_topics(&self, topics: &[&str]) {
         block_on(self.admin.delete_topics(topics, &AdminOptions::new())).unwrap();
+    }
+
+    /// Sets some of a topic's settings; the others get their defaults.
+    pub(crate) fn configure(&self, topic: &str, settings: &[(&str, &str)]) {
+        let config = settings.iter().fold(
+            AlterConfig::new(ResourceSpecifier::Topic(topic)),
+            |config, (name, value)| config.set(name, value),
+        );
+        let results = block_on(self.admin.alter_configs([&config], &AdminOptions::new())).unwrap();
+        for result in results {
+            result.unwrap();
+        }
+    }
+
+    /// Adds partitions to a topic, up to `partitions`.
+    pub(crate) fn grow(&self, topic: &str, partitions: i32) {
+        let new = NewPartitions::new(topic, partitions as usize);
+        let results = block_on(self.admin.create_partitions([&new], &AdminOptions::new())).unwrap();
+        for result in results {
+            result.unwrap();
+        }
+        self.led(topic, partitions);
+    }
+
+    /// Waits until every partition can be asked.
+    fn led(&self, topic: &str, partitions: i32) {
+        eventually("a topic has its partitions", ASK, || {
+            match self.partitions(topic) {
+                n if n == partitions => Ok(()),
+                n => Err(format!("{topic} has {n} partitions")),
+            }
+        });
+        let consumer = self.consumer("it-ask");
+        for partition in 0..partitions {
+            eventually("a new partition has a leader", ASK, || {
+                consumer
+                    .fetch_watermarks(topic, partition, ASK)
+                    .map_err(|error| error.to_string())
+            });
+        }
     }
 
     /// Removes a partition's records below `offset`, as retention would.
@@ -167,9 +203,23 @@ impl Kafka {
 
     /// Sends records to their partitions and returns them with the offsets that they got.
     pub(crate) fn produce(&self, topic: &str, records: Vec<Record>) -> Vec<Record> {
+        self.send(topic, records, None)
+    }
+
+    /// The same in one transaction, which is then committed or aborted: a marker follows the records.
+    pub(crate) fn transact(&self, topic: &str, records: Vec<Record>, end: Transaction) -> Vec<Record> {
+        self.send(topic, records, Some(end))
+    }
+
+    fn send(&self, topic: &str, records: Vec<Record>, transaction: Option<Transaction>) -> Vec<Record> {
         let deliveries = Deliveries::default();
         let landed = Arc::clone(&deliveries.0);
         let mut client = config(&self.brokers);
+        if transaction.is_some() {
+            client
+                .set("transactional.id", format!("{topic}-transactions"))
+                .set("transaction.timeout.ms", "120000");
+        }
         client
             .set("acks", "all")
             .set("enable.idempotence", "true")
@@ -178,6 +228,10 @@ impl Kafka {
             .set("queue.buffering.max.messages", "1000000")
             .set("message.timeout.ms", "120000");
         let producer: ThreadedProducer<Deliveries> = client.create_with_context(deliveries).unwrap();
+        if transaction.is_some() {
+            producer.init_transactions(Duration::from_mins(1)).unwrap();
+            producer.begin_transaction().unwrap();
+        }
         for (index, record) in records.iter().enumerate() {
             let mut base = BaseRecord::<[u8], [u8], Box<usize>>::with_opaque_to(topic, Box::new(index));
             base = base.partition(record.partition).headers(owned(&record.headers));
@@ -186,6 +240,11 @@ impl Kafka {
             producer.send(base).map_err(|(error, _)| error).unwrap();
         }
         producer.flush(Duration::from_secs(130)).unwrap();
+        match transaction {
+            None => {}
+            Some(Transaction::Committed) => producer.commit_transaction(Duration::from_mins(1)).unwrap(),
+            Some(Transaction::Aborted) => producer.abort_transaction(Duration::from_mins(1)).unwrap(),
+        }
         let mut records = records;
         let landed = std::mem::take(&mut *landed.lock().unwrap());
         assert_eq!(landed.len(), records.len(), "every record was delivered");

@@ -126,6 +126,14 @@ impl Scene {
         self.settings.push((key.to_owned(), value.to_owned()));
     }
 
+    /// Makes the table anew with another `clickhouse.insert_deadline_seconds`.
+    pub(crate) fn set_deadline(&mut self, seconds: u32) {
+        self.set("clickhouse.insert_deadline_seconds", &seconds.to_string());
+        self.clickhouse
+            .run(&format!("DROP DATABASE {} SYNC", self.database));
+        self.migrate();
+    }
+
     /// Creates the table and keeps it from merging the evidence away.
     pub(crate) fn migrate(&self) {
         let output = self.sluice(&["migrate"]);
@@ -159,6 +167,12 @@ impl Scene {
 
     /// Starts a worker with some settings of its own.
     pub(crate) fn start_with(&self, settings: &[(&str, &str)]) -> Worker {
+        self.start_failing("", settings)
+    }
+
+    /// Starts a worker that has `faults`, in the language of `src/faults.rs`; and those that the tests were started with,
+    /// so that `FAILPOINTS=without-token=return make test ARGS=some_test` shows whether a test misses that guard.
+    pub(crate) fn start_failing(&self, faults: &str, settings: &[(&str, &str)]) -> Worker {
         let number = self.workers.fetch_add(1, Ordering::Relaxed);
         let (http, admin) = (free_port(), free_port());
         let mut command = self.command();
@@ -167,6 +181,7 @@ impl Scene {
         }
         command
             .args(["run", "--role", "worker"])
+            .env("FAILPOINTS", with_inherited(faults))
             .env("SLUICE_HTTP__LISTEN", format!("127.0.0.1:{http}"))
             .env("SLUICE_HTTP__ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
         Worker::spawn(
@@ -342,6 +357,11 @@ impl Drop for Scene {
             }
         }
     }
+}
+
+fn with_inherited(faults: &str) -> String {
+    let inherited = std::env::var("FAILPOINTS").unwrap_or_default();
+    format!("{inherited};{faults}").trim_matches(';').to_owned()
 }
 
 /// The binary without any configuration of ours.

@@ -1,6 +1,7 @@
 //! Workers: processes of the real binary.
 
 use std::fs::{File, read_to_string};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -102,6 +103,20 @@ impl Worker {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until it has died by a fault of its own.
+    pub(crate) fn dies(mut self) {
+        let status = eventually("the worker dies", TERM_WITHIN, || {
+            self.ended()
+                .ok_or_else(|| format!("it runs; its log ends:\n{}", self.log_tail(20)))
+        });
+        assert_eq!(
+            status.signal(),
+            Some(Signal::SIGABRT as i32),
+            "{status}:\n{}",
+            self.log_tail(20)
+        );
     }
 
     /// SIGTERM, and the exit status that must come in time.

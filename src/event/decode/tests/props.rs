@@ -53,6 +53,8 @@ fn ip_and_sent_at_become_properties_of_their_own_names() {
     assert_eq!(properties(members), expected);
     assert_eq!(captured("", members).unwrap().properties, expected);
     assert_eq!(properties(r#""ip":"","sent_at":null"#), "{}", "empty is missing");
+    let empty = captured(members, r#""ip":"","sent_at":"""#).unwrap();
+    assert_eq!(empty.properties, expected, "an empty outer one is none");
     let own = r#"{"$ip":null,"$sent_at":"x"}"#;
     assert_eq!(properties(&format!(r#"{members},"properties":{own}"#)), own);
     assert_eq!(properties(r#""ip":"::1","$ip":"::2""#), r#"{"$ip":"::2"}"#);

@@ -198,6 +198,28 @@ fn a_plain_event_may_have_a_field_called_data() {
 }
 
 #[test]
+fn an_event_in_data_may_have_a_field_called_data_too() {
+    for field in [r#""{\"event\":\"third\"}""#, r#""text""#, r#"{"a":1}"#, "null"] {
+        let member = format!(r#""data":{field}"#);
+        let seen = captured(&member, r#""now":"2024-05-01T12:00:00Z""#).unwrap();
+        assert_eq!(seen.properties, format!("{{{member}}}"));
+    }
+}
+
+#[test]
+fn the_captured_shape_is_told_by_what_its_data_means() {
+    let beside = r#""token":"t","event":"e","distinct_id":"u""#;
+    for start in ["{", r"\u007b", r"\n\t {", r"\u0020\r\u007B"] {
+        let seen = seen(&format!(r#"{{{beside},"data":"{start}\"a\":1}}"}}"#)).unwrap();
+        assert_eq!(seen.properties, r#"{"a":1}"#, "{start}");
+    }
+    for start in [r"\\{", r"\\u007b", r"\f{", r"\u00a0{", r"\u005b"] {
+        let member = format!(r#""data":"{start}""#);
+        assert_eq!(plain(&member).unwrap().properties, format!("{{{member}}}"));
+    }
+}
+
+#[test]
 fn tokens_are_numbered_by_appearance_and_buffers_are_used_again() {
     let mut out = Decoded::default();
     for round in 0..2 {

@@ -115,6 +115,14 @@ fn without_a_captured_timestamp_the_clients_is_moved_by_what_its_clock_is_off() 
         let as_it_is = of(inner, &format!("{no_sent_at},{NOW}"));
         assert_eq!(as_it_is, Ok(RECORD_TIME - 90 * 60_000), "{no_sent_at}");
     }
+    let told_within = format!(r#"{inner},"sent_at":"2024-05-01T10:00:00Z""#);
+    for empty in [r#""sent_at":"","#, ""] {
+        assert_eq!(
+            of(&told_within, &format!("{empty}{NOW}")),
+            Ok(RECORD_TIME - 30 * 60_000),
+            "an empty outer one is none"
+        );
+    }
     assert_eq!(
         of(inner, r#""sent_at":"2024-05-01T10:00:00Z""#),
         Ok(RECORD_TIME - 90 * 60_000),

@@ -1,0 +1,48 @@
+//! What the reader of a ledger should know beside the counts, in words.
+
+/// Offsets of the ranges that hold no record.
+pub(super) fn gaps(count: u64) -> Option<String> {
+    (count > 0).then(|| {
+        format!(
+            "{count} offsets of the range hold no record (transactions, compaction, or retention meanwhile)"
+        )
+    })
+}
+
+/// Duplicates whose originals lie ahead of the group.
+pub(super) fn unsettled_duplicates(count: u64) -> Option<String> {
+    (count > 0).then(|| {
+        format!(
+            "{count} of the duplicates repeat records that the group has not come to: what becomes of those is not \
+             known yet"
+        )
+    })
+}
+
+/// Rows whose records compaction may have taken.
+pub(super) fn compacted(count: u64) -> Option<String> {
+    (count > 0).then(|| {
+        format!("{count} rows are at offsets where the topic, which is compacted, has no record (any more)")
+    })
+}
+
+/// Whether the topic is compacted could not be asked.
+pub(super) fn policy_unknown(topic: &str, error: Option<String>) -> Option<String> {
+    error.map(|error| format!("Kafka does not tell whether {topic} is compacted; stray rows count: {error}"))
+}
+
+/// Rejects that name offsets without a record.
+pub(super) fn rejects_without_records(count: u64) -> Option<String> {
+    (count > 0).then(|| format!("{count} rejects name offsets of the range that hold no record: not counted"))
+}
+
+/// Rows of other incarnations of the topic.
+pub(super) fn incarnations(others: impl Iterator<Item = u32>) -> Option<String> {
+    let others: Vec<String> = others.map(|other| other.to_string()).collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "the table also has rows of incarnation {} of the topic: no part of this",
+            others.join(", ")
+        )
+    })
+}
