@@ -80,7 +80,8 @@ pub(crate) fn faults(s: &Scenario, state: &State, steps: &mut Vec<Step>) {
                     .map(|to| Step::Rewind(partition, to)),
             );
         }
-        if left(Fault::Expire) && nobody_owns && committed.is_some() {
+        let has_begun = services::highest(s, &state.table, partition).is_some() || !is_busy(state, partition);
+        if left(Fault::Expire) && nobody_owns && committed.is_some() && (has_begun || s.no_excuse) {
             steps.push(Step::Expire(partition));
         }
         let topic = state.topic[partition];
@@ -115,6 +116,17 @@ pub(crate) fn faults(s: &Scenario, state: &State, steps: &mut Vec<Step>) {
             .filter(|(fault, _)| left(*fault))
             .map(|(_, step)| step),
     );
+}
+
+/// Whether anybody inserts into a partition, or is about to.
+fn is_busy(state: &State, partition: usize) -> bool {
+    let mut lanes = state
+        .workers
+        .iter()
+        .filter_map(|worker| worker.lanes[partition].as_ref());
+    let mut inserts = state.table.in_flight.iter();
+    lanes.any(|lane| lane.settling.is_some())
+        || inserts.any(|insert| usize::from(insert.token.partition) == partition)
 }
 
 /// How far a partition was read by the workers that there are, or settled by those that were.

@@ -81,7 +81,7 @@ mod tests {
             (Guard::TakeOver, replay(Small), NOTHING_LOST),
             (Guard::TakeOverIsExact, replay(Small), NO_EVENT_TWICE),
             (Guard::RememberedPermits, limits(Small), ONE_OUTCOME),
-            (Guard::StaleAnswer, rewind(Small), LIMIT),
+            (Guard::StaleAnswer, rewind_with_limits(Small), LIMIT),
             (
                 Guard::InsistOnlyIfRewound,
                 zombie_with_limits(Small),

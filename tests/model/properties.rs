@@ -140,7 +140,10 @@ fn is_settled(s: &Scenario, state: &State) -> bool {
         let mut busy = lanes.filter(|lane| lane.settling.is_some() || lane.preparing.is_some());
         !worker.expelled && busy.next().is_none()
     });
-    let done = |p: usize| state.group[p].stopped || Scenario::committed(state, p) >= state.topic[p].high;
+    let done = |p: usize| {
+        let (group, topic) = (state.group[p], state.topic[p]);
+        group.stopped || group.committed.map_or(topic.low, |commit| commit.offset) >= topic.high
+    };
     idle && (0..s.partitions()).all(done)
 }
 

@@ -29,14 +29,23 @@ fn offsets_that_were_set_back_while_an_insert_is_on_its_way() {
 #[test]
 fn offsets_that_are_gone_while_an_insert_is_on_its_way() {
     use WaitAtStart::*;
-    for wait in [Never, IfRows, IfRowsAskAgain, IfForeignOrRows] {
+    for wait in [Never, IfRows] {
         tells(
             &format!("expired: {wait:?}"),
             &expired(Small).wait_at_start(wait),
             NO_RECORD_TWICE,
         );
     }
-    holds(&expired(Small).wait_at_start(UnlessOurs));
+    for wait in [IfRowsAskAgain, IfForeignOrRows] {
+        holds(&expired(Small).wait_at_start(wait));
+    }
+    // Not even the first insert ever has landed.
+    let at_once = Scenario {
+        no_excuse: true,
+        ..expired(Small)
+    };
+    tells("gone at once", &at_once, NO_RECORD_TWICE);
+    holds(&at_once.wait_at_start(UnlessOurs));
 }
 
 #[test]
@@ -89,4 +98,10 @@ fn a_replay_of_what_was_never_rejected() {
         &scenario,
         NO_EVENT_TWICE,
     );
+}
+
+#[test]
+fn a_zombie_that_takes_a_rewind_for_its_own() {
+    let scenario = rewind_with_limits(Small).workers(2).fault(Fault::Expel, 1);
+    tells("a zombie insists on its permits after a rewind", &scenario, LIMIT);
 }

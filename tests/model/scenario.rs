@@ -68,8 +68,8 @@ pub(crate) enum WaitAtStart {
     IfRows,
     /// The same, and the highest offset is asked for once more afterwards.
     IfRowsAskAgain,
-    /// After a commit that is not ours; and where nothing is committed, if the table has any row of the partition. The
-    /// highest offset is asked for once more afterwards.
+    /// As the code has it (`lane::may_be_preceded`): after a commit that is not ours; and where nothing is committed, if
+    /// the table has any row of the partition. The highest offset is asked for once more afterwards.
     IfForeignOrRows,
     /// Unless a commit of ours is there. The highest offset is asked for once more afterwards.
     UnlessOurs,
@@ -119,7 +119,7 @@ impl Scenario {
             used: 0,
             faults: [0; Fault::COUNT],
             without: None,
-            wait_at_start: WaitAtStart::IfRows,
+            wait_at_start: WaitAtStart::IfForeignOrRows,
             stops_at_other_rows: false,
             leaves_when_stuck: false,
             no_excuse: false,
