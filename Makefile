@@ -1,7 +1,7 @@
 # The same commands for people and for CI. The work is done by the scripts in deploy/local/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check prove bench clean
+.PHONY: help demo test chaos prove check bench clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,10 @@ demo: ## Install what is missing, build, and show the whole pipeline at work on 
 
 test: ## Run all tests on a stack of their own (one test: make test ARGS=its_name)
 	@deploy/local/test $(ARGS)
+
+chaos: ## Faults drawn from a seed, under load (make chaos ROUNDS=50 SEED=1; WITHOUT=guard must fail; STOP=1 at the first)
+	@RUST_BACKTRACE=0 CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_WITHOUT=$(WITHOUT) CHAOS_STOP=$(STOP) \
+		deploy/local/test chaos::rounds_of_chaos_are_exact --exact --ignored --nocapture
 
 check: ## Formatting, lints and documentation, every warning an error
 	deploy/local/stack install --build-only

@@ -164,6 +164,10 @@ impl IntoResponse for Problem {
         if self.kind == Kind::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if matches!(self.kind, Kind::BodyTooLarge | Kind::BodyTooSlow) {
+            // What was not read of the body is in the way: the client's next request must not come behind it.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -200,6 +204,18 @@ mod tests {
                 "detail": "from: \"x\" is no time",
             })
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_body_ends_the_connection() {
+        for (kind, ends) in [
+            (Kind::BodyTooLarge, true),
+            (Kind::BodyTooSlow, true),
+            (Kind::BadRequest, false),
+        ] {
+            let (_, headers, _) = rendered(Problem::new(kind, "x")).await;
+            assert_eq!(headers.contains_key(header::CONNECTION), ends, "{kind:?}");
+        }
     }
 
     #[tokio::test]

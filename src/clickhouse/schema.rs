@@ -10,7 +10,7 @@ use super::{identifier, literal};
 /// The constraint that refuses an insert whose announcement is too old (or too new).
 pub const IN_TIME: &str = "in_time";
 /// Events from before this year share one table partition, so that odd clocks make few parts.
-const OLDEST_PARTITION_YEAR: u32 = 2015;
+const OLDEST_PARTITION_YEAR: i32 = 2015;
 /// Tokens of inserts that the server remembers, for each table: see `check`.
 pub const DEDUPLICATION_WINDOW: u64 = 100_000;
 
@@ -51,6 +51,17 @@ fn events_table(database: &str, deadline_seconds: u32) -> String {
         db = identifier(database),
         check = in_time(deadline_seconds),
     )
+}
+
+/// The partition of the table `events` in which an event of that time (ms since 1970) stands: `PARTITION BY` above.
+pub fn table_partition(timestamp: i64) -> i32 {
+    let oldest = OLDEST_PARTITION_YEAR * 100 + 1;
+    // Every time that the column holds is one that this holds.
+    let month = jiff::Timestamp::from_millisecond(timestamp).map_or(0, |time| {
+        let date = jiff::tz::Offset::UTC.to_datetime(time).date();
+        i32::from(date.year()) * 100 + i32::from(date.month())
+    });
+    month.max(oldest)
 }
 
 /// Creates the database and the tables where they are missing.
@@ -149,6 +160,15 @@ fn deadline_mismatch(create: &str, deadline_seconds: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_partition_is_a_month_and_what_is_old_shares_one() {
+        let of = |time: &str| table_partition(time.parse::<jiff::Timestamp>().unwrap().as_millisecond());
+        assert_eq!(of("2024-01-31T23:59:59.999Z"), 202_401);
+        assert_eq!(of("2024-02-01T00:00:00Z"), 202_402);
+        assert_eq!(of("2015-01-31T00:00:00Z"), 201_501);
+        assert_eq!(of("1999-12-31T00:00:00Z"), 201_501);
+    }
 
     #[test]
     fn a_table_that_enforces_another_deadline_is_seen() {

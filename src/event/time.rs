@@ -48,7 +48,7 @@ pub(super) fn event_time(
     let time = match claimed_time(bodies, header)? {
         Some(ms) => EventTime { ms, is_kafkas: false },
         None if record >= 0 => EventTime {
-            ms: record.saturating_sub(offset(bodies.field(Field::Offset))),
+            ms: moved(record, offset(bodies.field(Field::Offset)))?,
             is_kafkas: true,
         },
         None => return Err(Reason::BadTimestamp),
@@ -60,6 +60,11 @@ pub(super) fn event_time(
     } else {
         Err(Reason::BadTimestamp)
     }
+}
+
+/// So many ms earlier. An offset that no time can be moved by must not end up as one that can.
+fn moved(ms: i64, offset: i128) -> Result<i64, Reason> {
+    i64::try_from(i128::from(ms).saturating_sub(offset)).map_err(|_| Reason::BadTimestamp)
 }
 
 /// What the record says of its time, in itself or its headers.
@@ -81,7 +86,7 @@ fn claimed_time(bodies: &Bodies<'_>, header: Option<&str>) -> Result<Option<i64>
         }));
     }
     if let Some(now) = now {
-        return Ok(Some(now.ms.saturating_sub(offset(bodies.field(Field::Offset)))));
+        return moved(now.ms, offset(bodies.field(Field::Offset))).map(Some);
     }
     match header.map(str::trim).filter(|header| !header.is_empty()) {
         Some(header) => header.parse().map(Some).map_err(|_| Reason::BadTimestamp),
@@ -114,13 +119,13 @@ fn readable(raw: Raw<'_>) -> Option<Instant> {
 }
 
 /// Whole ms; clients that measure with fractions lose them.
-fn offset(raw: Raw<'_>) -> i64 {
+fn offset(raw: Raw<'_>) -> i128 {
     if raw.kind != Kind::Number {
         return 0;
     }
     raw.text
         .parse()
-        .or_else(|_| raw.text.parse().map(|float: f64| float as i64))
+        .or_else(|_| raw.text.parse().map(|float: f64| float as i128))
         .unwrap_or(0)
 }
 

@@ -125,9 +125,19 @@ pub struct Start {
     pub announced: Option<Announcement>,
     /// Records that retention took before they were read.
     pub missing: i64,
-    /// A worker committed C, so that its metadata says what may be under way from there. It does not where nothing is
-    /// committed (the offsets have expired), or where somebody else has set the offset.
-    pub ours: bool,
+    /// Who says so.
+    pub by: SetBy,
+}
+
+/// Who has set a committed offset. Only a worker says, in the metadata, what may be under way from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetBy {
+    /// Nothing is committed: the group has not been here, or its offsets have expired.
+    Nobody,
+    /// An operator, or another program.
+    Stranger,
+    /// A worker.
+    Worker,
 }
 
 /// Why a partition does not start, until an operator has looked.
@@ -184,7 +194,7 @@ pub fn start(
         previous: None,
         announced: None,
         missing: 0,
-        ours: false,
+        by: SetBy::Nobody,
     };
     let Some((committed, text)) = committed else {
         return Ok(fresh);
@@ -201,7 +211,7 @@ pub fn start(
             });
         }
     }
-    let ours = metadata.is_some();
+    let by = metadata.map_or(SetBy::Stranger, |_| SetBy::Worker);
     let metadata = metadata.unwrap_or_default();
     // Every record of an announced block was read once. Where the topic ends before it, it has lost some, and others
     // will come in their place: taken for the announced ones, they would be passed over.
@@ -222,12 +232,14 @@ pub fn start(
         previous,
         announced: metadata.announced.filter(|a| a.end > committed),
         missing: (low - committed).max(0),
-        ours,
+        by,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ANNOUNCED: Announcement = Announcement {
@@ -301,16 +313,22 @@ mod tests {
             previous: None,
             announced: None,
             missing: 0,
-            ours: false,
+            by: SetBy::Nobody,
         };
         assert_eq!(start(None, 7, 50, 1), Ok(at(7, 7)));
-        assert_eq!(start(Some((42, "")), 0, 50, 1), Ok(at(42, 42)));
+        assert_eq!(
+            start(Some((42, "")), 0, 50, 1),
+            Ok(Start {
+                by: SetBy::Stranger,
+                ..at(42, 42)
+            })
+        );
         assert_eq!(
             start(Some((42, &text(Some(PREVIOUS), Some(ANNOUNCED)))), 0, 100, 1),
             Ok(Start {
                 previous: Some(PREVIOUS),
                 announced: Some(ANNOUNCED),
-                ours: true,
+                by: SetBy::Worker,
                 ..at(42, 41)
             })
         );
@@ -318,7 +336,7 @@ mod tests {
             start(Some((42, &text(Some(PREVIOUS), None))), 60, 100, 1),
             Ok(Start {
                 missing: 18,
-                ours: true,
+                by: SetBy::Worker,
                 ..at(42, 60)
             }),
             "retention took the record before and more"
@@ -347,5 +365,43 @@ mod tests {
             start(Some((42, "v9;")), 0, 50, 0),
             Err(Refusal::Version(_))
         ));
+    }
+
+    /// Text that is nearly ours.
+    fn near() -> impl Strategy<Value = String> {
+        let field = "[iepdtuz]?[=:]{0,2}[0-9a-f+x: -]{0,40}";
+        proptest::collection::vec(field, 0..7).prop_map(|fields| format!("v1;{}", fields.join(";")))
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic_and_ours_means_one_thing(
+            text in prop_oneof![any::<String>(), near(), "v[0-9]{0,12};.{0,40}"],
+            committed in 0..i64::MAX, low in 0..i64::MAX, high in 0..i64::MAX, incarnation: u32,
+        ) {
+            if let Ok(Some(read)) = Metadata::decode(&text) {
+                prop_assert_eq!(Metadata::decode(&read.encode()), Ok(Some(read)), "{}", text);
+            }
+            if let Ok(start) = start(Some((committed, &text)), low, high, incarnation) {
+                prop_assert!(start.read_from >= low && start.missing >= 0, "{:?}", start);
+                prop_assert!(start.announced.is_none_or(|a| a.end > start.committed), "{:?}", start);
+            }
+        }
+
+        #[test]
+        fn whatever_was_committed_comes_back(
+            incarnation: u32,
+            previous: Option<(i64, u64)>,
+            announced: Option<(i64, u128, i64, bool)>,
+        ) {
+            let metadata = Metadata {
+                incarnation,
+                previous: previous.map(|(offset, hash)| Previous { offset, hash }),
+                announced: announced.map(|(end, digest, time_ms, unlimited)| Announcement {
+                    end, digest, time_ms, unlimited,
+                }),
+            };
+            prop_assert_eq!(Metadata::decode(&metadata.encode()), Ok(Some(metadata)));
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Owns what a reject looks like: key and payload as they came, the record's own headers, and ours that name the
 //! reason and the coordinate. Never decides what is rejected.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -51,8 +52,11 @@ pub(crate) const CONSUMER_ONLY: &[&str] = &[
 
 /// Sends rejects. Cheap to clone.
 #[derive(Clone)]
-pub struct Rejects {
-    producer: FutureProducer,
+pub struct Rejects(Arc<Shared>);
+
+struct Shared {
+    config: ClientConfig,
+    producer: Mutex<FutureProducer>,
 }
 
 impl std::fmt::Debug for Rejects {
@@ -99,21 +103,36 @@ impl Rejects {
                 client.set(name, value);
             }
         }
-        Ok(Self {
-            producer: client.create()?,
-        })
+        Self::of(client)
+    }
+
+    fn of(config: ClientConfig) -> Result<Self, KafkaError> {
+        let producer = Mutex::new(config.create()?);
+        Ok(Self(Arc::new(Shared { config, producer })))
+    }
+
+    /// The producer; made anew where the client has given it up, which it does when it cannot tell any more which of its
+    /// records the broker has. That is no harm here: a reject that is sent again is the same one.
+    fn producer(&self) -> Result<FutureProducer, KafkaError> {
+        let mut producer = self.0.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, reason)) = producer.client().fatal_error() {
+            tracing::warn!(reason, "the producer of rejects is made anew");
+            *producer = self.0.config.create()?;
+        }
+        Ok(producer.clone())
     }
 
     /// Sends them all and waits until every one is acknowledged. After an error some may have landed: sent
     /// again they are the same ones, by their coordinates.
     pub async fn send(&self, rejects: &[Reject<'_>]) -> Result<(), KafkaError> {
+        let producer = self.producer()?;
         let mut waiting = Vec::with_capacity(rejects.len());
         for reject in rejects {
             let headers = headers(reject);
             let mut record = FutureRecord::<[u8], [u8]>::to(reject.to).headers(headers);
             record.key = reject.record.key;
             record.payload = reject.record.payload;
-            waiting.push(self.enqueue(record).await?);
+            waiting.push(enqueue(&producer, record).await?);
         }
         try_join_all(waiting.into_iter().map(|delivery| async {
             match delivery.await {
@@ -126,35 +145,35 @@ impl Rejects {
         Ok(())
     }
 
-    async fn enqueue(
-        &self,
-        record: FutureRecord<'_, [u8], [u8]>,
-    ) -> Result<rdkafka::producer::future_producer::DeliveryFuture, KafkaError> {
-        let mut record = record;
-        loop {
-            match self.producer.send_result(record) {
-                Ok(delivery) => return Ok(delivery),
-                Err((error, back))
-                    if error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull) =>
-                {
-                    // The queue drains by itself; there is no event to await.
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    record = back;
-                }
-                Err((error, _)) => return Err(error),
-            }
-        }
-    }
-
     /// Asks the cluster for the topic's partitions; blocks for up to `timeout`.
     pub fn probe(&self, topic: &str, timeout: Duration) -> Result<usize, KafkaError> {
-        let metadata = self.producer.client().fetch_metadata(Some(topic), timeout)?;
+        let metadata = self.producer()?.client().fetch_metadata(Some(topic), timeout)?;
         match metadata.topics().first() {
             Some(topic) => match topic.error() {
                 None => Ok(topic.partitions().len()),
                 Some(error) => Err(KafkaError::MetadataFetch(error.into())),
             },
             None => Ok(0),
+        }
+    }
+}
+
+async fn enqueue(
+    producer: &FutureProducer,
+    record: FutureRecord<'_, [u8], [u8]>,
+) -> Result<rdkafka::producer::future_producer::DeliveryFuture, KafkaError> {
+    let mut record = record;
+    loop {
+        match producer.send_result(record) {
+            Ok(delivery) => return Ok(delivery),
+            Err((error, back))
+                if error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull) =>
+            {
+                // The queue drains by itself; there is no event to await.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                record = back;
+            }
+            Err((error, _)) => return Err(error),
         }
     }
 }
@@ -195,4 +214,60 @@ fn headers(reject: &Reject<'_>) -> OwnedHeaders {
     add(partition, &origin.partition.to_string());
     add(offset, &origin.offset.to_string());
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::event::Headers;
+
+    #[tokio::test]
+    async fn a_producer_that_the_client_has_given_up_is_made_anew() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("dead", 1, 1).unwrap();
+        let rejects = Rejects::new(&config::Kafka {
+            brokers: cluster.bootstrap_servers(),
+            ..config::Kafka::default()
+        })
+        .unwrap();
+        let reject = Reject {
+            to: "dead",
+            reason: "not_json",
+            record: Record {
+                offset: 7,
+                timestamp: 0,
+                key: None,
+                payload: Some(b"no event"),
+                headers: Headers(b""),
+            },
+            origin: Origin {
+                topic: "events".to_owned(),
+                incarnation: 0,
+                partition: 0,
+                offset: 7,
+            },
+            uuid: None,
+            timestamp: None,
+        };
+        let rejects_of = || std::slice::from_ref(&reject);
+        rejects.send(rejects_of()).await.unwrap();
+        // The broker misses a record that it has acknowledged: the client gives its idempotent producer up.
+        let missing = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[missing]);
+        rejects.send(rejects_of()).await.unwrap_err();
+        assert!(
+            rejects
+                .0
+                .producer
+                .lock()
+                .unwrap()
+                .client()
+                .fatal_error()
+                .is_some()
+        );
+        rejects.send(rejects_of()).await.unwrap();
+    }
 }

@@ -12,6 +12,7 @@ use crate::telemetry::{Service, metrics};
 impl Partition {
     /// Announces `block`; afterwards its start, end and digest are fixed for whoever comes next.
     pub(super) async fn announce(&self, block: &Block, announcement: Announcement) -> Result<(), Dropped> {
+        faults::moment("before-announce").await;
         let announced = Some(announcement).filter(|_| !faults::without("without-announcement"));
         self.commit(block.start, block.before, announced).await?;
         faults::moment("after-announce").await;

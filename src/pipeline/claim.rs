@@ -12,6 +12,7 @@ use super::retry::until_done;
 use super::{Dropped, Outcome, Partition};
 use crate::config::DedupBy;
 use crate::event::{Decoded, Event};
+use crate::faults;
 use crate::redis::keys::Keys;
 use crate::redis::{COMMANDS_AT_ONCE, Redis, Script};
 use crate::telemetry::Service;
@@ -105,6 +106,8 @@ impl Layout for KeyPerEvent {
             {
                 owners.push(match answer {
                     Value::Nil => want.coordinate,
+                    // A claim that does not tell its owner is anybody else's.
+                    _ if faults::without("without-coordinate") => -1,
                     owner => i64::from_redis_value(owner)?,
                 });
             }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::block::{Block, Outstanding};
 use super::{Dropped, Partition, Prepared, Worker, recovery, timed};
 use crate::kafka::committer::Committer;
+use crate::kafka::metadata::SetBy;
 use crate::telemetry::Stage;
 
 /// How long a settled block waits for the next one's announcement to carry its commit.
@@ -56,8 +57,8 @@ pub struct Assigned {
     pub epoch: u64,
     /// The committed offset.
     pub committed: i64,
-    /// Whether a worker committed it.
-    pub ours: bool,
+    /// Who committed it.
+    pub set_by: SetBy,
     /// What the table has.
     pub highest: Highest,
 }
@@ -139,7 +140,13 @@ async fn run(
     let number = partition.number;
     let prepare = async {
         let highest = assigned.highest.of(number).await;
-        if !assigned.ours && highest.is_some_and(|highest| highest >= assigned.committed) {
+        let unannounced = match assigned.set_by {
+            SetBy::Worker => false,
+            SetBy::Stranger => true,
+            // Without a row the group has not been here: its first insert came after its first commit.
+            SetBy::Nobody => highest.is_some(),
+        };
+        if unannounced {
             partition.wait_out_earlier_inserts().await;
         }
         while let Some(block) = incoming.recv().await {
@@ -178,7 +185,8 @@ async fn run(
         Err(dropped) = prepare => Err(dropped),
     };
     let Err(dropped) = outcome else { return };
-    if matches!(dropped, Dropped::OtherRecords { .. }) {
+    // Whoever tried again would come to the same end.
+    if matches!(dropped, Dropped::OtherRecords { .. } | Dropped::Coordinate(_)) {
         stopped.store(true, Ordering::Release);
         partition
             .worker

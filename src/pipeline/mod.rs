@@ -8,6 +8,7 @@ pub mod lane;
 
 mod announce;
 mod claim;
+mod complete;
 mod decode;
 mod frontier;
 mod permit;
@@ -166,10 +167,12 @@ impl Partition {
                 // Rejects go out while the insert is under way: they were decided, whatever becomes of it.
                 let none = HashSet::new();
                 let (written, ()) = tokio::join!(
-                    timed(Stage::Write, self.write(&prepared, announcement, &none)),
+                    timed(Stage::Write, self.write(&prepared, announcement, &none, 0)),
                     timed(Stage::Reject, self.reject(&prepared))
                 );
+                let doubtful = matches!(written, Written::Acknowledged { doubtful: true, .. });
                 self.refuse(&mut prepared, written).await
+                    && (!doubtful || self.complete(&mut prepared, announcement).await.is_some())
             }
             Kind::Recovery => false,
         };
@@ -204,7 +207,7 @@ impl Partition {
     /// Sends the rows that `ClickHouse` refused for good to the dead letters. Answers whether the rest is written.
     async fn refuse(&self, prepared: &mut Prepared, written: Written) -> bool {
         let (refused, acknowledged) = match written {
-            Written::Acknowledged { refused } => (refused, true),
+            Written::Acknowledged { refused, .. } => (refused, true),
             Written::Stale { refused } => (refused, false),
         };
         for event in refused {

@@ -61,8 +61,13 @@ impl Partition {
             } else {
                 self.present(prepared).await
             };
-            let written = timed(Stage::Write, self.write(prepared, announcement, &present)).await;
-            if !self.refuse(prepared, written).await {
+            let written = timed(Stage::Write, self.write(prepared, announcement, &present, 0)).await;
+            let present = if self.refuse(prepared, written).await {
+                self.complete(prepared, announcement).await
+            } else {
+                None
+            };
+            let Some(present) = present else {
                 metrics().insert_retries.increment(1);
                 tracing::warn!(
                     partition = self.number,
@@ -71,8 +76,7 @@ impl Partition {
                 );
                 tokio::time::sleep(delays.next().unwrap_or(AFTER_STALE)).await;
                 continue;
-            }
-            let present = self.present(prepared).await;
+            };
             let mut decided_otherwise = 0;
             for (event, outcome) in prepared.decoding.events.events.iter().zip(&mut prepared.outcomes) {
                 if present.contains(&event.offset) {
@@ -121,7 +125,7 @@ impl Partition {
         tokio::time::sleep(wait).await;
     }
 
-    /// The offsets expired or were rewound, and no announcement tells which inserts of the time before may still be on
+    /// The offsets expired, or somebody has set them, and no announcement tells which inserts of the time before may still be on
     /// their way: each under a token that only it knows. So they must have become impossible. Their time is at most a
     /// deadline ahead of the server's clock, or the table would have refused them; a deadline after it they are too old.
     pub(super) async fn wait_out_earlier_inserts(&self) {
@@ -132,8 +136,7 @@ impl Partition {
         tracing::warn!(
             partition = self.number,
             wait_seconds = wait.as_secs(),
-            "the group's offset was rewound or has expired, and the table has rows from before: waiting until no insert \
-             of that time can land any more"
+            "the group's offset has expired, or was not set by a worker: waiting until no insert of before can land"
         );
         tokio::time::sleep(wait).await;
     }
@@ -184,7 +187,7 @@ impl Partition {
     }
 
     /// The offsets of the block that have rows.
-    async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
+    pub(super) async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
         let worker = &self.worker;
         let sql = self.rows_of(&prepared.block, "kafka_offset");
         let ask = async || -> Result<Vec<u64>> { worker.reads().query_raw(&sql).fetch_all().await };

@@ -11,6 +11,7 @@ use super::permit::distances;
 use super::retry::until_done;
 use super::{Outcome, Partition, Prepared};
 use crate::event::{Decoded, Event};
+use crate::faults;
 use crate::redis::COMMANDS_AT_ONCE;
 use crate::redis::keys::{
     COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_TTL_SECONDS,
@@ -69,7 +70,11 @@ impl Partition {
         for &event in written {
             by_token[event.token as usize].push(event);
         }
-        let field = worker.source.field(self.number);
+        let field = if faults::without("without-watermark") {
+            Uuid::now_v7().to_string()
+        } else {
+            worker.source.field(self.number)
+        };
         for (token, events) in decoded.tokens.iter().zip(by_token) {
             if events.is_empty() {
                 continue;

@@ -26,6 +26,8 @@ pub(super) enum Written {
     Acknowledged {
         /// Places of refused rows.
         refused: Vec<usize>,
+        /// An attempt before ended nobody knows how, so the rows may be acknowledged for their token alone.
+        doubtful: bool,
     },
     /// The announcement is too old for an insert: announce anew, ask, and write what is missing.
     Stale {
@@ -35,22 +37,25 @@ pub(super) enum Written {
 }
 
 impl Partition {
-    /// Inserts the passing events, without those whose offsets are `present` already.
+    /// Inserts the passing events, without those whose offsets are `present` already. `number` tells the tokens of one
+    /// announcement apart: the first is 0.
     pub(super) async fn write(
         &self,
         prepared: &Prepared,
         announcement: Announcement,
         present: &HashSet<i64>,
+        number: u32,
     ) -> Written {
         let events = &prepared.decoding.events.events;
         let mut rows: Vec<usize> = (0..events.len())
             .filter(|&i| prepared.outcomes[i] == Outcome::Pass && !present.contains(&events[i].offset))
             .collect();
         let mut refused = Vec::new();
-        let token = self.deduplication_token(prepared, announcement);
+        let token = self.deduplication_token(prepared, announcement, number);
+        let mut doubtful = false;
         'bytes: loop {
             if rows.is_empty() {
-                return Written::Acknowledged { refused };
+                return Written::Acknowledged { refused, doubtful };
             }
             let bytes = self.encode(prepared, &rows, announcement.time_ms);
             let mut delays = delays();
@@ -66,7 +71,7 @@ impl Partition {
                         if let Ok(body) = bytes.try_into_mut() {
                             self.worker.bodies.give(body);
                         }
-                        return Written::Acknowledged { refused };
+                        return Written::Acknowledged { refused, doubtful };
                     }
                     Err(error) => error,
                 };
@@ -88,19 +93,29 @@ impl Partition {
                         // No row by itself is refused: something behind the table is, and an operator must mend it.
                         again(&error, &mut delays).await;
                     }
-                    Class::Transient => again(&error, &mut delays).await,
+                    Class::Transient if faults::without("without-acknowledgement") => {
+                        return Written::Acknowledged { refused, doubtful };
+                    }
+                    Class::Transient => {
+                        doubtful = true;
+                        again(&error, &mut delays).await;
+                    }
                 }
             }
         }
     }
 
-    fn deduplication_token(&self, prepared: &Prepared, announcement: Announcement) -> String {
+    fn deduplication_token(&self, prepared: &Prepared, announcement: Announcement, number: u32) -> String {
         let kafka = &self.worker.config.kafka;
         if faults::without("without-token") {
             return format!("{}/{}", kafka.group_id, uuid::Uuid::now_v7());
         }
+        let number = match number {
+            0 => String::new(),
+            number => format!("/{number}"),
+        };
         format!(
-            "{}/{}/{}/{}/{}-{}/{:032x}",
+            "{}/{}/{}/{}/{}-{}/{:032x}{number}",
             kafka.group_id,
             kafka.topic,
             kafka.incarnation,

@@ -126,12 +126,22 @@ impl Redis {
 
     /// Sends all the commands in one round trip; one answer each, in order.
     pub async fn pipeline(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
+        self.send(pipe, false).await
+    }
+
+    /// As [`Redis::pipeline`], for keys that operators write: where one holds another type than its command wants, the
+    /// answer is that error as a value, because asking again would not help and the others are not to blame.
+    pub async fn look_up(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
+        self.send(pipe, true).await
+    }
+
+    async fn send(&self, pipe: &Pipeline, any_type: bool) -> RedisResult<Vec<Value>> {
         let mut connection = self.connection();
         connection
             .manager
             .send_packed_commands(pipe, 0, pipe.len())
             .await
-            .and_then(|answers| answers.into_iter().collect_server_errors())
+            .and_then(|answers| answers.into_iter().collect_server_errors(any_type))
             .inspect_err(|error| self.judge(&connection, error))
     }
 
@@ -184,14 +194,17 @@ fn leads_nowhere(error: &RedisError) -> bool {
 }
 
 trait CollectServerErrors {
-    fn collect_server_errors(self) -> RedisResult<Vec<Value>>;
+    fn collect_server_errors(self, any_type: bool) -> RedisResult<Vec<Value>>;
 }
 
 impl<I: Iterator<Item = Value>> CollectServerErrors for I {
-    /// The first error among the answers fails the whole: no stage can use half a block.
-    fn collect_server_errors(self) -> RedisResult<Vec<Value>> {
+    /// The first error among the answers fails the whole: no stage can use half a block. With `any_type`, a key of
+    /// another type is none.
+    fn collect_server_errors(self, any_type: bool) -> RedisResult<Vec<Value>> {
         self.map(|value| match value {
-            Value::ServerError(error) => Err(RedisError::from(error)),
+            Value::ServerError(error) if !(any_type && error.code() == "WRONGTYPE") => {
+                Err(RedisError::from(error))
+            }
             value => Ok(value),
         })
         .collect()

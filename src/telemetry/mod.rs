@@ -46,6 +46,7 @@ const OFFSETS_MISSING: &str = "sluice_offsets_missing_total";
 const CLOCK_DIFFERENCE: &str = "sluice_clock_difference_seconds";
 const CONSUMER_RESTARTS: &str = "sluice_consumer_restarts_total";
 const DECIDED_OTHERWISE: &str = "sluice_decided_otherwise_total";
+const LOST_ROWS: &str = "sluice_lost_rows_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
 const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
 const BUILD_INFO: &str = "sluice_build_info";
@@ -54,7 +55,7 @@ const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 19] = [
+const COUNTERS: [(&str, Unit, &str); 20] = [
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -109,6 +110,11 @@ const COUNTERS: [(&str, Unit, &str); 19] = [
         DECIDED_OTHERWISE,
         Unit::Count,
         "Events that a recovery sent to overflow because an earlier attempt had not written them.",
+    ),
+    (
+        LOST_ROWS,
+        Unit::Count,
+        "Rows that ClickHouse had acknowledged and did not have, as after a crash; they were written again.",
     ),
     (
         ANNOUNCEMENTS_LOST,
@@ -237,6 +243,7 @@ pub struct Metrics {
     pub offsets_missing: Counter,
     pub consumer_restarts: Counter,
     pub decided_otherwise: Counter,
+    pub lost_rows: Counter,
     pub announcements_lost: Counter,
     pub bad_overrides: Counter,
     pub clock_difference: Family<Service, Gauge>,
@@ -266,6 +273,7 @@ impl Metrics {
             offsets_missing: counter!(OFFSETS_MISSING),
             consumer_restarts: counter!(CONSUMER_RESTARTS),
             decided_otherwise: counter!(DECIDED_OTHERWISE),
+            lost_rows: counter!(LOST_ROWS),
             announcements_lost: counter!(ANNOUNCEMENTS_LOST),
             bad_overrides: counter!(BAD_OVERRIDES),
             clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),

@@ -5,8 +5,8 @@
 
 use uuid::Uuid;
 
-use crate::config::DedupBy;
-use crate::event::{Decoded, Event};
+use crate::config::{Config, DedupBy};
+use crate::event::{Decoded, Event, Place, Record, decode};
 
 /// The key of an event with this id.
 pub(super) fn of_id(key: &mut Vec<u8>, token: &str, id: Uuid) {
@@ -31,7 +31,7 @@ pub(super) fn of_content(key: &mut Vec<u8>, token: &str, distinct_id: &str, even
 }
 
 /// The key of an event.
-pub(super) fn of_event(by: DedupBy, key: &mut Vec<u8>, decoded: &Decoded, event: &Event) {
+fn of_event(by: DedupBy, key: &mut Vec<u8>, decoded: &Decoded, event: &Event) {
     let token = &decoded.tokens[event.token as usize];
     match by {
         DedupBy::Id => of_id(key, token, Uuid::from_u128(event.uuid)),
@@ -74,6 +74,41 @@ pub(super) fn content(key: &[u8]) -> Option<(&str, &str, &str, i64)> {
         text(event)?,
         i64::from_be_bytes(*time_ms),
     ))
+}
+
+/// Reads off a topic's records what they are deduplicated by.
+pub(super) struct KeyReader<'a> {
+    by: DedupBy,
+    topic: &'a str,
+    incarnation: u32,
+    decoded: Decoded,
+    key: Vec<u8>,
+}
+
+impl<'a> KeyReader<'a> {
+    pub(super) fn new(config: &Config, topic: &'a str) -> Self {
+        Self {
+            by: config.dedup.by,
+            topic,
+            incarnation: config.kafka.incarnation,
+            decoded: Decoded::default(),
+            key: Vec::new(),
+        }
+    }
+
+    /// The key, and when the event happened (ms since 1970); nothing if the record is no event.
+    pub(super) fn read(&mut self, record: &Record<'_>, partition: i32) -> Option<(&[u8], i64)> {
+        let place = Place {
+            topic: self.topic,
+            incarnation: self.incarnation,
+            partition,
+        };
+        self.decoded.clear();
+        decode(&place, 0, record, &mut self.decoded);
+        let event = self.decoded.events.first()?;
+        of_event(self.by, &mut self.key, &self.decoded, event);
+        Some((&self.key, event.timestamp))
+    }
 }
 
 #[cfg(test)]

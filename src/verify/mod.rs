@@ -32,6 +32,7 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 
 use self::claims::Claims;
+use self::key::KeyReader;
 use self::pace::Pace;
 use self::questions::Questions;
 use self::records::{More, Reader};
@@ -39,8 +40,8 @@ use self::rejects::Passed;
 use self::scope::Scope;
 use self::states::States;
 use self::table::{Highest, Table};
-use crate::config::{Config, DedupBy};
-use crate::event::{Decoded, Place, Record, decode};
+use crate::config::Config;
+use crate::event::Record;
 
 pub use self::ledger::{Ledger, Offenders, Position};
 pub use self::range::{BadRange, Bound, Options, Range};
@@ -120,12 +121,8 @@ impl<'a> Auditor<'a> {
             notes: scope.notes.clone(),
             ..Ledger::default()
         };
-        // By content, an original that was rejected may have to be told from its own record.
-        let spans = match config.dedup.by {
-            DedupBy::Id => &scope.records,
-            DedupBy::Content => &scope.settled,
-        };
-        let states = spans
+        let states = scope
+            .records
             .iter()
             .map(|span| (span.partition, States::new(span.start, span.end)))
             .collect();
@@ -164,7 +161,6 @@ impl<'a> Auditor<'a> {
     /// Which offsets have an overflow copy or a dead letter. A copy that was sent twice is the same one.
     fn rejects(&mut self) -> anyhow::Result<()> {
         let kafka = &self.config.kafka;
-        let ranges: HashMap<i32, Span> = self.scope.records.iter().map(|s| (s.partition, *s)).collect();
         let topics = [
             (&kafka.overflow_topic, &self.scope.overflow, false),
             (&kafka.dead_letter_topic, &self.scope.dead_letters, true),
@@ -184,7 +180,7 @@ impl<'a> Auditor<'a> {
                     };
                     if !dead {
                         states.mark_overflow(offset);
-                    } else if states.mark_dead(offset) && ranges[&partition].contains(offset) {
+                    } else if states.mark_dead(offset) {
                         let reason = rejects::reason(record).to_owned();
                         *ledger.reasons.entry(reason).or_default() += 1;
                     }
@@ -245,28 +241,17 @@ impl<'a> Auditor<'a> {
         ];
         for (topic, spans, dead) in topics {
             let step = if dead { "dead-letter ids" } else { "overflow ids" };
-            self.look_among(step, topic, &spans, |_, record, _| {
-                rejects::has_claimed(record, dead)
-            })?;
+            self.look_among(step, topic, &spans, |record| rejects::has_claimed(record, dead))?;
         }
         self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
         Ok(())
     }
 
-    /// Looks for what is left among the records. A reject has another time than its record, which is a part of the
-    /// content of an event without one of its own; and an original may be one that the group has not come to.
+    /// Looks for what is left among the records that the group has not come to.
     fn originals(&mut self) -> anyhow::Result<()> {
         let topic = &self.config.kafka.topic;
-        if self.config.dedup.by == DedupBy::Content {
-            let settled = self.scope.settled.clone();
-            self.look_among("originals", topic, &settled, |states, record, partition| {
-                let states: Option<&States> = states.get(&partition);
-                states.is_some_and(|states| states.is_rejected(record.offset))
-            })?;
-            self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
-        }
         let ahead = self.scope.ahead.clone();
-        self.look_among("unsettled originals", topic, &ahead, |_, _, _| true)?;
+        self.look_among("unsettled originals", topic, &ahead, |_| true)?;
         self.ledger.unsettled_duplicates = self.claims.join().context(TEMPORARY)?;
         self.ledger.duplicates += self.ledger.unsettled_duplicates;
         Ok(())
@@ -278,17 +263,17 @@ impl<'a> Auditor<'a> {
         step: &'static str,
         topic: &str,
         spans: &[Span],
-        counts: impl Fn(&HashMap<i32, States>, &Record<'_>, i32) -> bool,
+        counts: impl Fn(&Record<'_>) -> bool,
     ) -> anyhow::Result<()> {
         if self.claims.left() == 0 {
             return Ok(());
         }
         self.watch.step(step, Some(records::total(spans)));
-        let (claims, states, watch) = (&mut self.claims, &self.states, &mut self.watch);
+        let (claims, watch) = (&mut self.claims, &mut self.watch);
         let mut keys = KeyReader::new(self.config, topic);
         self.reader
             .each(topic, spans, &mut |done| watch.done(done), |record, partition| {
-                if counts(states, record, partition)
+                if counts(record)
                     && let Some((key, _)) = keys.read(record, partition)
                 {
                     claims.other(key).context(TEMPORARY)?;
@@ -300,44 +285,11 @@ impl<'a> Auditor<'a> {
     fn finish(mut self) -> anyhow::Result<Ledger> {
         self.claims.finish(&mut self.ledger).context(TEMPORARY)?;
         let ledger = &mut self.ledger;
-        ledger
-            .notes
-            .extend(notes::unsettled_duplicates(ledger.unsettled_duplicates));
+        let told = [
+            notes::nothing(ledger),
+            notes::unsettled_duplicates(ledger.unsettled_duplicates),
+        ];
+        ledger.notes.extend(told.into_iter().flatten());
         Ok(self.ledger)
-    }
-}
-
-/// Reads off a topic's records what they are deduplicated by.
-struct KeyReader<'a> {
-    by: DedupBy,
-    topic: &'a str,
-    incarnation: u32,
-    decoded: Decoded,
-    key: Vec<u8>,
-}
-
-impl<'a> KeyReader<'a> {
-    fn new(config: &Config, topic: &'a str) -> Self {
-        Self {
-            by: config.dedup.by,
-            topic,
-            incarnation: config.kafka.incarnation,
-            decoded: Decoded::default(),
-            key: Vec::new(),
-        }
-    }
-
-    /// The key, and when the event happened (ms since 1970); nothing if the record is no event.
-    fn read(&mut self, record: &Record<'_>, partition: i32) -> Option<(&[u8], i64)> {
-        let place = Place {
-            topic: self.topic,
-            incarnation: self.incarnation,
-            partition,
-        };
-        self.decoded.clear();
-        decode(&place, 0, record, &mut self.decoded);
-        let event = self.decoded.events.first()?;
-        key::of_event(self.by, &mut self.key, &self.decoded, event);
-        Some((&self.key, event.timestamp))
     }
 }

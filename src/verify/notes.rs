@@ -1,5 +1,7 @@
 //! What the reader of a ledger should know beside the counts, in words.
 
+use super::Ledger;
+
 /// Offsets of the ranges that hold no record.
 pub(super) fn gaps(count: u64) -> Option<String> {
     (count > 0).then(|| {
@@ -7,6 +9,11 @@ pub(super) fn gaps(count: u64) -> Option<String> {
             "{count} offsets of the range hold no record (transactions, compaction, or retention meanwhile)"
         )
     })
+}
+
+/// Nothing was settled, and so nothing was found.
+pub(super) fn nothing(ledger: &Ledger) -> Option<String> {
+    (ledger.records == 0).then(|| "no record of the range is settled: there was nothing to judge".to_owned())
 }
 
 /// Duplicates whose originals lie ahead of the group.

@@ -27,3 +27,25 @@ impl Pace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn no_more_than_a_tenth_pass_at_once_and_the_rest_in_its_time() {
+        let pace = Pace::new(NonZeroU32::new(200));
+        let begun = Instant::now();
+        for _ in 0..60 {
+            pace.wait();
+        }
+        // 20 at once, and the other 40 one every 5 ms.
+        assert!(
+            begun.elapsed() >= Duration::from_millis(195),
+            "{:?}",
+            begun.elapsed()
+        );
+    }
+}

@@ -14,9 +14,7 @@ use crate::kafka::metadata::{self, Metadata};
 pub(super) struct Scope {
     /// What is settled.
     pub(super) records: Vec<Span>,
-    /// All that the group has settled.
-    pub(super) settled: Vec<Span>,
-    /// From the group's offsets to the ends.
+    /// From the group's offsets to the ends, of all partitions: an original may be anywhere.
     pub(super) ahead: Vec<Span>,
     pub(super) overflow: Vec<Span>,
     pub(super) dead_letters: Vec<Span>,
@@ -29,6 +27,8 @@ pub(super) struct Scope {
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     partition: i32,
+    /// Whether it is one of those that the user has chosen.
+    chosen: bool,
     from: Option<i64>,
     /// Where the range ends; that of the topic at the beginning, where it ends nowhere.
     to: Option<i64>,
@@ -56,8 +56,7 @@ impl Scope {
         let mut open = Vec::new();
         for (one, (_, committed)) in wanted.iter().zip(committed) {
             let committed = committed.as_ref().map(|(offset, text)| (*offset, text.as_str()));
-            let behind = scope.partition(questions, one, committed)?;
-            open.extend((behind.start < behind.end).then_some(behind));
+            open.extend(scope.partition(questions, one, committed)?);
         }
         let open = reader.with_records(&questions.kafka.topic, &open)?;
         scope.behind = super::records::total(&open);
@@ -72,7 +71,7 @@ impl Scope {
         questions: &Questions<'_>,
         wanted: &Wanted,
         committed: Option<(i64, &str)>,
-    ) -> anyhow::Result<Span> {
+    ) -> anyhow::Result<Option<Span>> {
         let kafka = questions.kafka;
         let partition = wanted.partition;
         let span = |start: i64, end: i64| Span {
@@ -83,6 +82,11 @@ impl Scope {
         let (low, high) = questions.watermarks(&kafka.topic, partition)?;
         let start = metadata::start(committed, low, high, kafka.incarnation)
             .with_context(|| format!("partition {partition} of {}", kafka.topic))?;
+        let settled = start.committed.max(low);
+        self.ahead.push(span(settled, high));
+        if !wanted.chosen {
+            return Ok(None);
+        }
         if committed.is_none() && low < high {
             self.notes.push(format!(
                 "partition {partition}: the group has committed no offset"
@@ -100,13 +104,10 @@ impl Scope {
                 low - from
             ));
         }
-        let settled = start.committed.max(low);
         let first = wanted.from.unwrap_or(low).max(low);
         self.records
             .push(span(first, wanted.to.unwrap_or(settled).min(settled)));
-        self.settled.push(span(low, settled));
-        self.ahead.push(span(settled, high));
-        Ok(span(settled.max(first), wanted.goal.min(high)))
+        Ok(Some(span(settled.max(first), wanted.goal.min(high))))
     }
 
     fn rejects(&mut self, questions: &Questions<'_>, topic: &str) -> anyhow::Result<Vec<Span>> {
@@ -135,7 +136,7 @@ impl Scope {
     }
 }
 
-/// The chosen partitions and where the range begins and ends in each.
+/// The partitions, and where the range begins and ends in each.
 fn wanted(questions: &Questions<'_>, range: &Range) -> anyhow::Result<Vec<Wanted>> {
     let topic = &questions.kafka.topic;
     let Some(all) = questions.partitions(topic)? else {
@@ -145,9 +146,7 @@ fn wanted(questions: &Questions<'_>, range: &Range) -> anyhow::Result<Vec<Wanted
         let topic = topic.clone();
         return Err(BadRange::NoPartition { topic, partition }.into());
     }
-    let chosen = |partition: &i32| range.partitions.is_empty() || range.partitions.contains(partition);
     all.into_iter()
-        .filter(chosen)
         .map(|partition| {
             let (_, high) = questions.watermarks(topic, partition)?;
             let offset = |bound: Option<Bound>| -> anyhow::Result<Option<i64>> {
@@ -160,6 +159,7 @@ fn wanted(questions: &Questions<'_>, range: &Range) -> anyhow::Result<Vec<Wanted
             let to = offset(range.to)?;
             Ok(Wanted {
                 partition,
+                chosen: range.partitions.is_empty() || range.partitions.contains(&partition),
                 from: offset(range.from)?,
                 to,
                 goal: to.unwrap_or(high).min(high),
@@ -186,6 +186,7 @@ fn wait(
         let open: Vec<Span> = wanted
             .iter()
             .zip(committed)
+            .filter(|(one, _)| one.chosen)
             .map(|(one, (partition, committed))| Span {
                 partition,
                 start: come_to(committed, questions.kafka.incarnation).max(one.from.unwrap_or(0)),

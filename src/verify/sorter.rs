@@ -211,9 +211,9 @@ mod tests {
     use super::*;
 
     fn all(sorter: Sorter) -> Vec<Vec<u8>> {
-        let mut pieces = sorter.sorted().unwrap();
+        let mut entries = sorter.sorted().unwrap();
         let (mut found, mut entry) = (Vec::new(), Vec::new());
-        while pieces.next(&mut entry).unwrap() {
+        while entries.next(&mut entry).unwrap() {
             found.push(entry.clone());
         }
         found
@@ -257,7 +257,8 @@ mod tests {
     #[test]
     fn an_entry_that_is_too_long_is_refused() {
         let mut sorter = Sorter::default();
-        assert!(sorter.push(&[&vec![0; 65_535]]).is_ok());
-        assert!(sorter.push(&[&vec![0; 65_535], &[1]]).is_err());
+        let longest = vec![0; 65_535];
+        assert!(sorter.push(&[&longest]).is_ok());
+        assert!(sorter.push(&[&longest, &[1]]).is_err());
     }
 }

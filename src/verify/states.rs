@@ -77,11 +77,6 @@ impl States {
         State::of(bits)
     }
 
-    /// Whether a record has an overflow copy or a dead letter.
-    pub(super) fn is_rejected(&self, offset: i64) -> bool {
-        self.bits(offset) & (OVERFLOW | DEAD) != 0
-    }
-
     /// Offsets of a range that were never judged although a destination has something there.
     pub(super) fn never_judged(&self, range: Range<i64>) -> impl Iterator<Item = (i64, State)> {
         let pages = self.pages.iter().enumerate();
@@ -160,7 +155,6 @@ mod tests {
         );
         assert_eq!(states.judge(last), state(1, false, true));
         assert_eq!(states.never_judged(0..end).count(), 0);
-        assert!(states.is_rejected(start + 1) && states.is_rejected(last) && !states.is_rejected(start));
         assert!(states.pages[1].is_none(), "an untouched page takes no memory");
     }
 

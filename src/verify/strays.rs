@@ -70,6 +70,9 @@ impl Auditor<'_> {
         for ((incarnation, number), highest) in &self.highest {
             // A number beyond what Kafka has may stand in a row that somebody else has written.
             let partition = i32::try_from(*number).unwrap_or(i32::MAX);
+            if !(range.partitions.is_empty() || range.partitions.contains(&partition)) {
+                continue;
+            }
             let end = match self.scope.ahead.iter().find(|span| span.partition == partition) {
                 Some(span) => span.end as u64,
                 None if range.is_all() => 0,

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use ::clickhouse::Client;
 use ::clickhouse::error::Result;
+use backon::{ExponentialBuilder, Retryable as _};
 use uuid::Uuid;
 
 use super::claims::Keys;
@@ -177,19 +178,31 @@ impl<'a> Table<'a> {
 
 impl Keys for Table<'_> {
     async fn near(&self, keys: &[&[u8]], times: RangeInclusive<i64>) -> Result<HashSet<Vec<u8>>> {
-        match self.config.dedup.by {
-            DedupBy::Id => self.by_id(keys, Some(times)).await,
-            DedupBy::Content => self.by_content(keys, times).await,
-        }
+        again(async || match self.config.dedup.by {
+            DedupBy::Id => self.by_id(keys, Some(times.clone())).await,
+            DedupBy::Content => self.by_content(keys, times.clone()).await,
+        })
+        .await
     }
 
     async fn anywhere(&self, keys: &[&[u8]]) -> Result<HashSet<Vec<u8>>> {
         match self.config.dedup.by {
-            DedupBy::Id => self.by_id(keys, None).await,
+            DedupBy::Id => again(async || self.by_id(keys, None).await).await,
             // The time is a part of the key.
             DedupBy::Content => Ok(HashSet::new()),
         }
     }
+}
+
+/// Asks some times over half a minute: there may be hours of reading to lose.
+async fn again<T>(ask: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let delays = ExponentialBuilder::default().with_max_times(5);
+    (|| ask())
+        .retry(delays)
+        .notify(|error, delay| {
+            tracing::warn!(%error, delay_ms = delay.as_millis() as u64, "a look-up in the table failed");
+        })
+        .await
 }
 
 fn tokens(keys: &[&[u8]]) -> String {

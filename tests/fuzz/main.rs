@@ -12,6 +12,7 @@
 
 mod cases;
 mod compare;
+mod config;
 mod outcome;
 mod reference;
 mod run;

@@ -125,6 +125,11 @@ impl Server {
         }
     }
 
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
     /// Sends a request and reads its answer. An empty credential is none.
     pub(crate) fn send(&self, method: &str, path: &str, credential: &str, body: &str) -> Answer {
         let mut request = ureq::http::Request::builder()

@@ -12,20 +12,26 @@
 )]
 
 mod api;
+mod api_mutated;
 mod api_query;
 mod api_server;
 mod api_users;
 #[path = "../fuzz/cases/mod.rs"]
 mod cases;
+mod chaos;
 mod check;
 mod columns;
 mod corners;
 mod crashes;
 mod dead_letters;
+mod generate;
 mod harness;
 mod late_inserts;
 mod limits;
 mod main_path;
 mod mutated;
 mod offsets;
+mod operators;
 mod outages;
+mod verify;
+mod verify_edges;

@@ -1,12 +1,13 @@
 //! Mutated records through the real worker: whatever they are, each is accounted for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 use sluice::event::{self, Decoded, Place};
 
 use crate::cases::{Case, Cases};
 use crate::harness::Scene;
+use crate::harness::events::origin;
 use crate::harness::kafka::Record;
 
 const RECORDS: u64 = 20_000;
@@ -40,33 +41,38 @@ fn record(scene: &Scene, index: u64, case: Case) -> Record {
     }
 }
 
-/// What the decoder by itself rejects of the topic, by reason.
-fn rejected(scene: &Scene) -> BTreeMap<String, u64> {
-    let mut reasons = BTreeMap::new();
-    for (index, record) in (0..).zip(scene.kafka.read(&scene.topic)) {
-        let mut headers = Vec::new();
-        for (name, value) in &record.headers {
-            event::Headers::encode(&mut headers, name.as_bytes(), value.as_deref());
-        }
-        let place = Place {
-            topic: &scene.topic,
-            incarnation: 0,
-            partition: record.partition,
-        };
-        let record = event::Record {
-            offset: record.offset,
-            timestamp: record.timestamp.unwrap_or(-1),
-            key: record.key.as_deref(),
-            payload: record.payload.as_deref(),
-            headers: event::Headers(&headers),
-        };
-        let mut out = Decoded::default();
-        event::decode(&place, index, &record, &mut out);
-        for rejected in &out.rejected {
-            *reasons.entry(rejected.reason.to_string()).or_default() += 1;
-        }
+/// What the decoder by itself makes of a record of this topic: what the event says, or the reason.
+fn decoded(topic: &str, record: &Record) -> Result<[String; 6], String> {
+    let mut headers = Vec::new();
+    for (name, value) in &record.headers {
+        event::Headers::encode(&mut headers, name.as_bytes(), value.as_deref());
     }
-    reasons
+    let place = Place {
+        topic,
+        incarnation: 0,
+        partition: record.partition,
+    };
+    let record = event::Record {
+        offset: record.offset,
+        timestamp: record.timestamp.unwrap_or(-1),
+        key: record.key.as_deref(),
+        payload: record.payload.as_deref(),
+        headers: event::Headers(&headers),
+    };
+    let mut out = Decoded::default();
+    event::decode(&place, 0, &record, &mut out);
+    if let Some(rejected) = out.rejected.first() {
+        return Err(rejected.reason.to_string());
+    }
+    let event = &out.events[0];
+    Ok([
+        uuid::Uuid::from_u128(event.uuid).to_string(),
+        out.tokens[0].clone(),
+        out.str(event.event).to_owned(),
+        out.str(event.distinct_id).to_owned(),
+        event.timestamp.to_string(),
+        out.str(event.properties).to_owned(),
+    ])
 }
 
 #[test]
@@ -106,11 +112,25 @@ fn every_mutated_record_is_accounted_for() {
         assert_eq!(ledger[name].as_array().map(Vec::len), Some(0), "{name}: {ledger}");
     }
     let reasons: BTreeMap<String, u64> = serde_json::from_value(ledger["reasons"].clone()).unwrap();
-    assert_eq!(
-        reasons,
-        rejected(&scene),
-        "the worker rejects what the decoder rejects"
-    );
+    let alone: HashMap<(i32, i64), Result<[String; 6], String>> = scene
+        .kafka
+        .read(&scene.topic)
+        .iter()
+        .map(|record| (record.place(), decoded(&scene.topic, record)))
+        .collect();
+    let mut rejected: BTreeMap<String, u64> = BTreeMap::new();
+    for reason in alone.values().filter_map(|outcome| outcome.as_ref().err()) {
+        *rejected.entry(reason.clone()).or_default() += 1;
+    }
+    assert_eq!(reasons, rejected, "the worker rejects what the decoder rejects");
+    for record in scene.rejects(&scene.overflow) {
+        let again = decoded(&scene.overflow, &record);
+        assert_eq!(
+            again,
+            alone[&origin(&record)],
+            "an event over the limit stays what it is"
+        );
+    }
     let counted = |outcome: &str| worker.metric(&format!("sluice_events_total{{outcome=\"{outcome}\"}}"));
     for (name, outcome) in outcomes
         .into_iter()

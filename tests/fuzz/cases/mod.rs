@@ -51,11 +51,14 @@ pub(crate) struct Cases {
 }
 
 impl Cases {
+    /// Of events as clients send them.
     pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            seeds: seeds::all(seed),
-        }
+        Self::of(seed, seeds::all(seed))
+    }
+
+    /// Of records to begin with, at least one.
+    pub(crate) fn of(seed: u64, seeds: Vec<Case>) -> Self {
+        Self { seed, seeds }
     }
 
     /// The case of an index: a seed with up to six changes, one in thirty with none.

@@ -77,6 +77,7 @@ fn minutes_east(zone: &str) -> Option<i64> {
         return Some(0);
     }
     let (sign, zone) = zone.split_at(1);
+    matches!(sign, "+" | "-").then_some(())?;
     let zone = match zone.len() {
         2 => format!("{zone}00"),
         5 => zone

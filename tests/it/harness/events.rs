@@ -15,6 +15,7 @@ use super::kafka::Record;
 pub(crate) const TOKENS: [&str; 3] = ["alpha", "beta", "gamma"];
 /// When its first event happened: 2024-01-31 23:50 UTC, so that soon a new month begins.
 const BEGIN: i64 = 1_706_745_000_000;
+const MONTH: i64 = 31 * 24 * 3_600_000;
 
 /// Makes records, always the same ones: a tenth comes again in its partition, every fiftieth in another one, and
 /// every fortieth is no event.
@@ -22,6 +23,7 @@ const BEGIN: i64 = 1_706_745_000_000;
 pub(crate) struct Load {
     partitions: u64,
     next: u64,
+    months: u64,
 }
 
 impl Load {
@@ -29,7 +31,14 @@ impl Load {
         Self {
             partitions: partitions as u64,
             next: 0,
+            months: 1,
         }
+    }
+
+    /// Spreads the events over so many months, and so over as many partitions of the table.
+    pub(crate) fn over_months(mut self, months: u64) -> Self {
+        self.months = months;
+        self
     }
 
     /// The next records.
@@ -63,6 +72,10 @@ impl Load {
         }
     }
 
+    fn time(&self, id: u64) -> i64 {
+        BEGIN + id as i64 * 40 + (id % self.months) as i64 * MONTH
+    }
+
     fn payload(&self, id: u64) -> String {
         // Its copies come in another partition, and between partitions there is no order.
         let goes_abroad = id % 50 == 24;
@@ -82,7 +95,7 @@ impl Load {
             },
             user = id / 7 % 20,
             uuid = Uuid::new_v5(&Uuid::NAMESPACE_OID, &id.to_le_bytes()),
-            time = jiff::Timestamp::from_millisecond(BEGIN + id as i64 * 40).unwrap(),
+            time = jiff::Timestamp::from_millisecond(self.time(id)).unwrap(),
         )
     }
 }
@@ -248,6 +261,15 @@ pub(crate) fn origin(reject: &Record) -> (i32, i64) {
         (Some(partition), Some(offset)) => (partition as i32, offset),
         _ => panic!("a reject without its coordinate: {reject:?}"),
     }
+}
+
+/// How many different events of a token were sent.
+pub(crate) fn ids_of(sent: &[Record], token: &str) -> usize {
+    let events = sent
+        .iter()
+        .filter_map(event_of)
+        .filter(|event| event.token == token);
+    events.map(|event| event.uuid).collect::<HashSet<_>>().len()
 }
 
 fn event_of(record: &Record) -> Option<Plain<'_>> {

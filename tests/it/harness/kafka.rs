@@ -93,17 +93,61 @@ impl ProducerContext for Deliveries {
     }
 }
 
+/// A producer that stays, for a load that goes on while brokers come and go.
+pub(crate) struct Stream {
+    producer: ThreadedProducer<Deliveries>,
+    topic: String,
+    sent: Vec<Record>,
+    landed: Arc<Mutex<Vec<Landed>>>,
+}
+
+impl Stream {
+    /// Sends records to their partitions; does not wait for them to land.
+    pub(crate) fn send(&mut self, records: Vec<Record>) {
+        for record in records {
+            let index = Box::new(self.sent.len());
+            let mut base = BaseRecord::<[u8], [u8], Box<usize>>::with_opaque_to(&self.topic, index);
+            base = base.partition(record.partition).headers(owned(&record.headers));
+            (base.key, base.payload) = (record.key.as_deref(), record.payload.as_deref());
+            base.timestamp = record.timestamp;
+            self.producer.send(base).map_err(|(error, _)| error).unwrap();
+            self.sent.push(record);
+        }
+    }
+
+    /// How many records have landed.
+    pub(crate) fn landed(&self) -> u64 {
+        self.landed.lock().unwrap().len() as u64
+    }
+
+    /// Waits until all have landed, and returns them with the offsets that they got.
+    pub(crate) fn finish(self) -> Vec<Record> {
+        self.producer.flush(Duration::from_secs(130)).unwrap();
+        let mut records = self.sent;
+        let landed = std::mem::take(&mut *self.landed.lock().unwrap());
+        assert_eq!(landed.len(), records.len(), "every record was delivered");
+        for (index, offset) in landed {
+            records[index].offset = offset.unwrap();
+        }
+        records
+    }
+}
+
 /// One cluster.
 pub(crate) struct Kafka {
     brokers: String,
+    /// Of each topic that is created.
+    replicas: i32,
     admin: AdminClient<DefaultClientContext>,
 }
 
 impl Kafka {
-    pub(crate) fn at(brokers: &str) -> Self {
+    /// A cluster whose topics get so many replicas.
+    pub(crate) fn at(brokers: &str, replicas: i32) -> Self {
         let admin = config(brokers).create().unwrap();
         Self {
             brokers: brokers.to_owned(),
+            replicas,
             admin,
         }
     }
@@ -112,7 +156,9 @@ impl Kafka {
     pub(crate) fn create_topics(&self, topics: &[(&str, i32)]) {
         let new: Vec<NewTopic<'_>> = topics
             .iter()
-            .map(|(name, partitions)| NewTopic::new(name, *partitions, TopicReplication::Fixed(1)))
+            .map(|(name, partitions)| {
+                NewTopic::new(name, *partitions, TopicReplication::Fixed(self.replicas))
+            })
             .collect();
         for (topic, _) in topics {
             // One that was deleted just now is on its way out.
@@ -135,6 +181,28 @@ impl Kafka {
             .topics()
             .first()
             .map_or(0, |topic| topic.partitions().len() as i32)
+    }
+
+    /// Whether every partition of the cluster has a leader and all of its replicas in sync.
+    pub(crate) fn is_whole(&self) -> Result<(), String> {
+        let metadata = self.admin.inner().fetch_metadata(None, ASK);
+        for topic in metadata.map_err(|error| error.to_string())?.topics() {
+            for partition in topic.partitions() {
+                let (leader, isr, all) = (
+                    partition.leader(),
+                    partition.isr().len(),
+                    partition.replicas().len(),
+                );
+                if leader < 0 || isr < all {
+                    return Err(format!(
+                        "{} {}: leader {leader}, {isr} of {all} in sync",
+                        topic.name(),
+                        partition.id()
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Deletes topics; those that are not there are passed over.
@@ -203,22 +271,42 @@ impl Kafka {
 
     /// Sends records to their partitions and returns them with the offsets that they got.
     pub(crate) fn produce(&self, topic: &str, records: Vec<Record>) -> Vec<Record> {
-        self.send(topic, records, None)
+        let mut stream = self.stream(topic);
+        stream.send(records);
+        stream.finish()
     }
 
     /// The same in one transaction, which is then committed or aborted: a marker follows the records.
     pub(crate) fn transact(&self, topic: &str, records: Vec<Record>, end: Transaction) -> Vec<Record> {
-        self.send(topic, records, Some(end))
+        let id = format!("{topic}-transactions");
+        let options = [
+            ("transactional.id", id.as_str()),
+            ("transaction.timeout.ms", "120000"),
+        ];
+        let mut stream = self.stream_with(topic, &options);
+        let patience = Duration::from_mins(1);
+        stream.producer.init_transactions(patience).unwrap();
+        stream.producer.begin_transaction().unwrap();
+        stream.send(records);
+        stream.producer.flush(Duration::from_secs(130)).unwrap();
+        match end {
+            Transaction::Committed => stream.producer.commit_transaction(patience).unwrap(),
+            Transaction::Aborted => stream.producer.abort_transaction(patience).unwrap(),
+        }
+        stream.finish()
     }
 
-    fn send(&self, topic: &str, records: Vec<Record>, transaction: Option<Transaction>) -> Vec<Record> {
+    /// A producer for `topic`.
+    pub(crate) fn stream(&self, topic: &str) -> Stream {
+        self.stream_with(topic, &[])
+    }
+
+    fn stream_with(&self, topic: &str, options: &[(&str, &str)]) -> Stream {
         let deliveries = Deliveries::default();
         let landed = Arc::clone(&deliveries.0);
         let mut client = config(&self.brokers);
-        if transaction.is_some() {
-            client
-                .set("transactional.id", format!("{topic}-transactions"))
-                .set("transaction.timeout.ms", "120000");
+        for (name, value) in options {
+            client.set(*name, *value);
         }
         client
             .set("acks", "all")
@@ -227,31 +315,12 @@ impl Kafka {
             .set("message.max.bytes", "8000000")
             .set("queue.buffering.max.messages", "1000000")
             .set("message.timeout.ms", "120000");
-        let producer: ThreadedProducer<Deliveries> = client.create_with_context(deliveries).unwrap();
-        if transaction.is_some() {
-            producer.init_transactions(Duration::from_mins(1)).unwrap();
-            producer.begin_transaction().unwrap();
+        Stream {
+            producer: client.create_with_context(deliveries).unwrap(),
+            topic: topic.to_owned(),
+            sent: Vec::new(),
+            landed,
         }
-        for (index, record) in records.iter().enumerate() {
-            let mut base = BaseRecord::<[u8], [u8], Box<usize>>::with_opaque_to(topic, Box::new(index));
-            base = base.partition(record.partition).headers(owned(&record.headers));
-            (base.key, base.payload) = (record.key.as_deref(), record.payload.as_deref());
-            base.timestamp = record.timestamp;
-            producer.send(base).map_err(|(error, _)| error).unwrap();
-        }
-        producer.flush(Duration::from_secs(130)).unwrap();
-        match transaction {
-            None => {}
-            Some(Transaction::Committed) => producer.commit_transaction(Duration::from_mins(1)).unwrap(),
-            Some(Transaction::Aborted) => producer.abort_transaction(Duration::from_mins(1)).unwrap(),
-        }
-        let mut records = records;
-        let landed = std::mem::take(&mut *landed.lock().unwrap());
-        assert_eq!(landed.len(), records.len(), "every record was delivered");
-        for (index, offset) in landed {
-            records[index].offset = offset.unwrap();
-        }
-        records
     }
 
     /// Where the cluster is.

@@ -8,6 +8,7 @@ pub(crate) mod monitor;
 pub(crate) mod proxy;
 pub(crate) mod raw_kafka;
 pub(crate) mod stack;
+pub(crate) mod told;
 pub(crate) mod wait;
 pub(crate) mod worker;
 
@@ -54,7 +55,12 @@ pub(crate) struct Scene {
 impl Scene {
     /// A scene on the shared stack. `name` is the test's, shortened.
     pub(crate) fn new(name: &str, partitions: i32) -> Self {
-        Self::on(Addresses::shared(), None, name, partitions)
+        Self::on(Addresses::shared(), None, name, partitions, 1)
+    }
+
+    /// A scene on a stack that others will use after it. Its topics are replicated that often.
+    pub(crate) fn beside(stack: &PrivateStack, name: &str, partitions: i32, replicas: i32) -> Self {
+        Self::on(stack.addresses.clone(), None, name, partitions, replicas)
     }
 
     /// A scene on a stack of its own, whose services may be stopped.
@@ -65,10 +71,16 @@ impl Scene {
     /// The same with several brokers. A topic has each partition on one of them alone.
     pub(crate) fn private_of(name: &str, partitions: i32, brokers: u32) -> Self {
         let stack = PrivateStack::up(brokers);
-        Self::on(stack.addresses.clone(), Some(stack), name, partitions)
+        Self::on(stack.addresses.clone(), Some(stack), name, partitions, 1)
     }
 
-    fn on(addresses: Addresses, stack: Option<PrivateStack>, name: &str, partitions: i32) -> Self {
+    fn on(
+        addresses: Addresses,
+        stack: Option<PrivateStack>,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+    ) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Two tests may have chosen the same name.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -82,7 +94,7 @@ impl Scene {
             group: format!("{unique}_group"),
             database: unique.clone(),
             prefix: format!("{unique}:"),
-            kafka: Kafka::at(&addresses.brokers),
+            kafka: Kafka::at(&addresses.brokers, replicas),
             clickhouse: ClickHouse::at(&addresses.clickhouse),
             settings: Vec::new(),
             redis_url: addresses.redis.clone(),
@@ -295,6 +307,11 @@ impl Scene {
     /// A key with this scene's prefix.
     pub(crate) fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
+    }
+
+    /// Where the workers' logs are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Logs of all workers so far, by their start.

@@ -1,4 +1,5 @@
-//! A record as no well-behaved client sends it, straight over Kafka's protocol.
+//! What the client library does not do, straight over Kafka's protocol: a record as no well-behaved client sends it,
+//! and the election of leaders.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -27,16 +28,60 @@ pub(crate) fn produce_with_headers(
     body.extend_from_slice(&(batch.len() as i32).to_be_bytes());
     body.extend_from_slice(&batch);
 
+    let answer = ask(brokers, &body);
+    // Correlation id, one topic, its name, one partition, its number; then the error.
+    let at = 4 + 4 + 2 + topic.len() + 4 + 4;
+    assert_eq!(&answer[at..at + 2], [0, 0], "the broker took the record");
+}
+
+/// Has the first replica of every partition lead it. Answers how many leaders have changed.
+pub(crate) fn elect_preferred_leaders(brokers: &str) -> usize {
+    let mut body = Vec::new();
+    // Header: elect leaders (43) in version 1, a correlation id, the client's name.
+    body.extend_from_slice(&[0, 43, 0, 1, 0, 0, 0, 7]);
+    string(&mut body, b"it");
+    // Preferred ones, of all partitions, within 10 s.
+    body.push(0);
+    body.extend_from_slice(&(-1_i32).to_be_bytes());
+    body.extend_from_slice(&10_000_i32.to_be_bytes());
+    let answer = ask(brokers, &body);
+    let mut rest = &answer[4..];
+    let mut take = |n: usize| {
+        let (some, more) = rest.split_at(n);
+        rest = more;
+        some.iter()
+            .fold(0_usize, |number, byte| number << 8 | usize::from(*byte))
+    };
+    // The time that it was throttled, the error, then topics of partitions that had another leader.
+    take(4);
+    assert_eq!(take(2), 0, "the brokers elect leaders");
+    let mut elected = 0;
+    for _ in 0..take(4) {
+        let name = take(2);
+        take(name);
+        for _ in 0..take(4) {
+            take(4);
+            elected += usize::from(take(2) == 0);
+            // A null message has the length -1.
+            let length = take(2);
+            if length != 0xFFFF {
+                take(length);
+            }
+        }
+    }
+    elected
+}
+
+/// Sends a request to the first of `brokers`, and reads the answer.
+fn ask(brokers: &str, body: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(brokers.split(',').next().unwrap()).unwrap();
     stream.write_all(&(body.len() as i32).to_be_bytes()).unwrap();
-    stream.write_all(&body).unwrap();
+    stream.write_all(body).unwrap();
     let mut length = [0; 4];
     stream.read_exact(&mut length).unwrap();
     let mut answer = vec![0; i32::from_be_bytes(length) as usize];
     stream.read_exact(&mut answer).unwrap();
-    // Correlation id, one topic, its name, one partition, its number; then the error.
-    let at = 4 + 4 + 2 + topic.len() + 4 + 4;
-    assert_eq!(&answer[at..at + 2], [0, 0], "the broker took the record");
+    answer
 }
 
 /// A record batch, version 2, of one record.

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use nix::unistd::Pid;
 
 /// Stacks of tests' own that run at the same time: each is a JVM and a `ClickHouse`.
 const MOST_PRIVATE: usize = 2;
@@ -40,7 +43,9 @@ impl Addresses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Kafka,
-    /// One broker of a stack of three.
+    /// The brokers of a stack of three.
+    FirstBroker,
+    SecondBroker,
     ThirdBroker,
     Redis,
     ClickHouse,
@@ -50,6 +55,8 @@ impl Service {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kafka => "kafka",
+            Self::FirstBroker => "kafka-1",
+            Self::SecondBroker => "kafka-2",
             Self::ThirdBroker => "kafka-3",
             Self::Redis => "redis",
             Self::ClickHouse => "clickhouse",
@@ -71,6 +78,11 @@ pub(crate) struct PrivateStack {
 impl PrivateStack {
     /// Waits for its turn, then starts a stack with that many brokers.
     pub(crate) fn up(brokers: u32) -> Self {
+        Self::up_with(&["--kafka-brokers", &brokers.to_string()])
+    }
+
+    /// The same with options of `stack up`.
+    pub(crate) fn up_with(options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let turn = Turn::take();
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +105,7 @@ impl PrivateStack {
             guardian,
             _turn: turn,
         };
-        stack.command("up", &["--kafka-brokers", &brokers.to_string()]);
+        stack.command("up", options);
         let lines = stack.command("env", &[]);
         let values: HashMap<&str, &str> = lines.lines().filter_map(|line| line.split_once('=')).collect();
         stack.addresses =
@@ -119,6 +131,21 @@ impl PrivateStack {
     /// Wakes a frozen service.
     pub(crate) fn resume(&self, service: Service) {
         self.command("resume", &[service.name()]);
+    }
+
+    /// The process of a service (one broker, where it is Kafka). It changes with each start.
+    pub(crate) fn pid(&self, service: Service) -> Pid {
+        let label = format!("STACK_{}_PID=", service.name().to_uppercase().replace('-', "_"));
+        let lines = self.command("env", &[]);
+        let pid = lines.lines().find_map(|line| line.strip_prefix(&label));
+        Pid::from_raw(pid.unwrap().trim_matches('\'').parse().unwrap())
+    }
+
+    /// Where its services have their data and logs.
+    pub(crate) fn folder(&self) -> PathBuf {
+        let lines = self.command("env", &[]);
+        let folder = lines.lines().find_map(|line| line.strip_prefix("STACK_DIR="));
+        PathBuf::from(folder.unwrap().trim_matches('\''))
     }
 
     fn command(&self, command: &str, services: &[&str]) -> String {

@@ -120,9 +120,13 @@ impl Worker {
     }
 
     /// SIGTERM, and the exit status that must come in time.
-    pub(crate) fn terminate(mut self) -> ExitStatus {
+    pub(crate) fn terminate(self) -> ExitStatus {
+        self.terminate_within(TERM_WITHIN)
+    }
+
+    pub(crate) fn terminate_within(mut self, patience: Duration) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        eventually("the worker ends after SIGTERM", TERM_WITHIN, || {
+        eventually("the worker ends after SIGTERM", patience, || {
             self.ended()
                 .ok_or_else(|| format!("it runs; its log ends:\n{}", self.log_tail(20)))
         })

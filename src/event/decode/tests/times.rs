@@ -43,6 +43,9 @@ fn a_plain_event_may_tell_an_offset_before_now() {
         plain_time(&format!(r#""offset":1e300,{NOW}"#)),
         Err(Reason::BadTimestamp)
     );
+    let event = br#"{"token":"t","event":"e","distinct_id":"u","offset":23456788901234567890}"#;
+    let beyond = decode_bytes(Some(event), i64::MAX, &[]);
+    assert_eq!(time(beyond), Err(Reason::BadTimestamp), "not 1970");
     assert_eq!(
         plain_time(r#""offset":2500"#),
         Ok(RECORD_TIME - 2500),
