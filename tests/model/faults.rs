@@ -56,12 +56,13 @@ pub(crate) fn faults(s: &Scenario, state: &State, steps: &mut Vec<Step>) {
         if left(Fault::TimeOut) && insert.waits.is_some() {
             steps.push(Step::TimeOut(insert));
         }
-        let months = services::months(s, insert);
-        if left(Fault::PartLands) && months.len() > 1 && services::in_time(s, state, insert) {
-            let open = months
-                .iter()
-                .filter(|&&month| !services::is_remembered(&state.table, insert, month));
-            steps.extend(open.map(|&month| Step::PartLands(insert, month)));
+        let mut months = services::months(s, insert);
+        months.retain(|&month| !services::is_remembered(&state.table, insert, month));
+        if services::in_time(s, state, insert) {
+            let parts = months.iter().map(|&month| Step::PartLands(insert, month));
+            steps.extend(parts.filter(|_| left(Fault::PartLands) && services::months(s, insert).len() > 1));
+            let tokens = months.iter().map(|&month| Step::TokenOnly(insert, month));
+            steps.extend(tokens.filter(|_| left(Fault::TokenOnly)));
         }
     }
     for at in lanes(s).filter(|&at| settle::may_announce(s, state, at)) {
@@ -146,6 +147,7 @@ pub(crate) fn fault_of(step: Step) -> Option<Fault> {
         Step::Expel(_) => Fault::Expel,
         Step::TimeOut(_) => Fault::TimeOut,
         Step::PartLands(..) => Fault::PartLands,
+        Step::TokenOnly(..) => Fault::TokenOnly,
         Step::Tick => Fault::Tick,
         Step::Rewind(..) => Fault::Rewind,
         Step::Expire(_) => Fault::Expire,
@@ -165,7 +167,14 @@ pub(crate) fn fault_of(step: Step) -> Option<Fault> {
 /// What such a step does.
 pub(crate) fn take(s: &Scenario, state: &mut State, step: Step) {
     match step {
-        Step::PartLands(insert, month) => services::land_month(s, state, insert, month),
+        Step::PartLands(insert, month) => {
+            services::land_month(s, state, insert, month);
+            settle::doubt(state, insert);
+        }
+        Step::TokenOnly(insert, month) => {
+            services::note(state, insert, month);
+            settle::doubt(state, insert);
+        }
         Step::Tick => tick(s, state),
         Step::Forget(known) => state.table.window.retain(|other| *other != known),
         Step::Produce(partition) => state.topic[partition].high += 1,

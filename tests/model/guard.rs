@@ -18,6 +18,8 @@ pub(crate) enum Guard {
     TimeBeforeQuery,
     /// 10: after a recovery has written, it asks again. `pipeline/recovery.rs`
     SecondQuery,
+    /// An acknowledgement that may be for the token alone is looked after. `pipeline/complete.rs`
+    Completion,
     /// 9: the table refuses what is too old. `clickhouse/schema.rs`
     InTime,
     /// 9: the table remembers tokens for two deadlines, not for one. `clickhouse/schema.rs`, `sluice check`
@@ -55,6 +57,18 @@ pub(crate) enum Guard {
     StopAtShortEnd,
 }
 
+/// What the code does not do, and would have to do for more than it promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Remedy {
+    /// Where the records of an announced block have changed, a recovery stops if any row is of another record.
+    StopAtOtherRows,
+    /// A worker whose commit hangs comes back as a new member, whose old commits the broker refuses.
+    LeaveWhenStuck,
+    /// Rows that the table lost with their token noted are written under another token only after an announcement of
+    /// it, once nothing under the first can land.
+    AnnounceOtherToken,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +87,7 @@ mod tests {
             (Guard::FirstQuery, crash(Small), NO_RECORD_TWICE),
             (Guard::TimeBeforeQuery, crash(Small), NO_RECORD_TWICE),
             (Guard::SecondQuery, forgetful_permits(Small), NOTHING_LOST),
+            (Guard::Completion, server_dies(Small), NOTHING_LOST),
             (Guard::InTime, crash(Small), NO_RECORD_TWICE),
             (Guard::Window, clock_ahead(Small), NO_RECORD_TWICE),
             (Guard::Highest, rewind(Small), NO_RECORD_TWICE),

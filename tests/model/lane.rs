@@ -4,7 +4,7 @@
 use crate::guard::Guard;
 use crate::scenario::{Kind, Scenario, WaitAtStart};
 use crate::services::{self, Answer};
-use crate::state::{Block, Lane, Offset, Set, State};
+use crate::state::{Attempt, Block, Lane, Offset, Set, State};
 
 /// A worker's lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -121,7 +121,11 @@ pub(crate) fn claim(s: &Scenario, state: &mut State, at: At, end: Offset) {
         end,
         records,
         announced,
-        recovery,
+        attempt: if recovery {
+            Attempt::Recovery
+        } else {
+            Attempt::Fresh
+        },
         unlimited,
         permitted: unlimited || pass.is_empty(),
         bad,
@@ -129,6 +133,7 @@ pub(crate) fn claim(s: &Scenario, state: &mut State, at: At, end: Offset) {
         over: Set::default(),
         refused: Set::default(),
         rejected: Set::default(),
+        given_up: (announced.map_or(0, |a| a.given_up), 0),
     });
 }
 

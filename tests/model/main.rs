@@ -5,6 +5,12 @@
 //! [`services`] (what ClickHouse and Redis do), [`steps`] and [`faults`] (what can happen when), [`properties`] (what must hold), [`scenario`] and
 //! [`scenarios`] (the bounds), [`guard`] (what is taken out to see it fail).
 
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells its story on standard output"
+)]
+
 mod check;
 mod faults;
 mod guard;

@@ -1,6 +1,7 @@
 //! Questions that the model was asked, and its answers.
 
 use crate::check::{counterexample, holds};
+use crate::guard::Remedy;
 use crate::properties::*;
 use crate::scenario::{Fault, Scenario, WaitAtStart};
 use crate::scenarios::Size::Small;
@@ -51,7 +52,7 @@ fn offsets_that_are_gone_while_an_insert_is_on_its_way() {
 #[test]
 fn records_that_come_in_the_place_of_lost_ones_whose_rows_landed() {
     let scenario = Scenario {
-        stops_at_other_rows: false,
+        with: None,
         ..truncation(Small)
     };
     tells("other records under an announcement", &scenario, NOTHING_LOST);
@@ -67,10 +68,22 @@ fn a_commit_that_hangs_after_the_look_at_the_epoch() {
         &scenario,
         NO_RECORD_TWICE,
     );
-    holds(&Scenario {
-        leaves_when_stuck: true,
-        ..scenario
-    });
+    holds(&scenario.with(Remedy::LeaveWhenStuck));
+}
+
+#[test]
+fn a_token_that_is_forgotten_after_its_rows_were_lost() {
+    let scenario = Scenario::new("one lost row")
+        .record(0, 0, 0)
+        .fault(Fault::TokenOnly, 1)
+        .fault(Fault::TimeOut, 1)
+        .fault(Fault::Tick, 2);
+    tells(
+        "another token at once, while the first can be forgotten",
+        &scenario,
+        NO_RECORD_TWICE,
+    );
+    holds(&scenario.with(Remedy::AnnounceOtherToken));
 }
 
 #[test]

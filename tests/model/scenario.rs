@@ -1,7 +1,7 @@
 //! What a scenario is: a few records, a few workers, and how many of which faults may happen. Small enough to be gone
 //! through to the last state.
 
-use crate::guard::Guard;
+use crate::guard::{Guard, Remedy};
 use crate::state::{Commit, Offset, RECORDS, Set, State, Time};
 
 /// One record of the topic.
@@ -38,6 +38,7 @@ pub(crate) enum Fault {
     Expel,
     TimeOut,
     PartLands,
+    TokenOnly,
     Tick,
     Rewind,
     Expire,
@@ -54,7 +55,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const COUNT: usize = 17;
+    pub(crate) const COUNT: usize = 18;
 }
 
 /// When a lane waits before its first block for two deadlines, because inserts that no announcement tells of may be on
@@ -96,10 +97,8 @@ pub(crate) struct Scenario {
     /// What the code does to be correct, unless a test takes it out.
     pub(crate) without: Option<Guard>,
     pub(crate) wait_at_start: WaitAtStart,
-    /// Where the records of an announced block have changed, a recovery stops if a row is of another record.
-    pub(crate) stops_at_other_rows: bool,
-    /// A worker whose commit hangs comes back as a new member, whose old commits the broker refuses.
-    pub(crate) leaves_when_stuck: bool,
+    /// What the code does not do, and a test adds.
+    pub(crate) with: Option<Remedy>,
     /// Properties are asked for also where they are not promised.
     pub(crate) no_excuse: bool,
 }
@@ -120,8 +119,7 @@ impl Scenario {
             faults: [0; Fault::COUNT],
             without: None,
             wait_at_start: WaitAtStart::IfForeignOrRows,
-            stops_at_other_rows: false,
-            leaves_when_stuck: false,
+            with: None,
             no_excuse: false,
         }
     }
@@ -190,6 +188,18 @@ impl Scenario {
     /// Whether the guard stands.
     pub(crate) fn has(&self, guard: Guard) -> bool {
         self.without != Some(guard)
+    }
+
+    pub(crate) fn with(self, remedy: Remedy) -> Self {
+        Self {
+            with: Some(remedy),
+            ..self
+        }
+    }
+
+    /// Whether the remedy is added.
+    pub(crate) fn also(&self, remedy: Remedy) -> bool {
+        self.with == Some(remedy)
     }
 
     /// Whether a promise is not given, because one of these may happen.

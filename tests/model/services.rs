@@ -35,20 +35,24 @@ pub(crate) fn land(s: &Scenario, state: &mut State, insert: Insert) -> Ended {
 
 /// One table partition of an insert is added, unless it is there under this token.
 pub(crate) fn land_month(s: &Scenario, state: &mut State, insert: Insert, month: u8) {
-    let now = state.now;
-    let table = &mut state.table;
-    if is_remembered(table, insert, month) {
+    if is_remembered(&state.table, insert, month) {
         return;
     }
     for record in insert.rows.iter().filter(|&r| s.records[r].month == month) {
-        table.rows[record] += 1;
+        state.table.rows[record] += 1;
     }
-    table.window.push(Remembered {
+    note(state, insert, month);
+}
+
+/// A token is noted, for one table partition.
+pub(crate) fn note(state: &mut State, insert: Insert, month: u8) {
+    let known = Remembered {
         token: insert.token,
         month,
-        since: now,
-    });
-    table.window.sort_unstable();
+        since: state.now,
+    };
+    state.table.window.push(known);
+    state.table.window.sort_unstable();
 }
 
 /// The constraint `in_time`, judged as late as the server can.

@@ -1,15 +1,15 @@
 //! How a block is settled: announce, write and reject, remember, advance, and recovery. A step a function, in the order
 //! of the data path.
 
-use crate::guard::Guard;
+use crate::guard::{Guard, Remedy};
 use crate::lane::{At, drop_lane, lane, lane_mut, stop};
 use crate::scenario::{Fault, Scenario};
 use crate::services::{self, Ended};
-use crate::state::{Announcement, Block, Commit, Insert, Set, Stage, State, Stuck, Time, Token};
+use crate::state::{Announcement, Attempt, Block, Commit, Insert, Phase, Set, State, Stuck, Time, Token};
 
-fn settling(state: &mut State, at: At) -> (&mut Block, &mut Stage) {
-    let (block, stage) = lane_mut(state, at).settling.as_mut().expect("a block");
-    (block, stage)
+fn settling(state: &mut State, at: At) -> (&mut Block, &mut Phase) {
+    let (block, phase) = lane_mut(state, at).settling.as_mut().expect("a block");
+    (block, phase)
 }
 
 /// Whether a block can be announced now.
@@ -33,7 +33,7 @@ fn clock(s: &Scenario, state: &State, at: At) -> Time {
 fn announces(state: &State, at: At) -> Option<&Block> {
     let lane = lane(state, at)?;
     match &lane.settling {
-        Some((block, Stage::Announce)) => Some(block),
+        Some((block, Phase::Announce)) => Some(block),
         Some(_) => None,
         None => lane.preparing.as_ref().filter(|block| block.permitted),
     }
@@ -41,12 +41,13 @@ fn announces(state: &State, at: At) -> Option<&Block> {
 
 /// A block whose records changed since it was announced waits: `recovery::wait_out_a_lost_announcement`.
 fn waits_until(s: &Scenario, block: &Block) -> Time {
-    match block.announced {
-        Some(announced) if announced.digest != block.records && s.has(Guard::WaitOutLost) => {
-            announced.time + 2 * s.deadline
-        }
-        _ => 0,
-    }
+    let lost = block
+        .announced
+        .filter(|a| a.digest != block.records && s.has(Guard::WaitOutLost));
+    block
+        .given_up
+        .1
+        .max(lost.map_or(0, |announced| announced.time + 2 * s.deadline))
 }
 
 /// The next block is taken, if none is under way.
@@ -54,18 +55,18 @@ fn take(s: &Scenario, state: &mut State, at: At) {
     let lane = lane_mut(state, at);
     if lane.settling.is_none() {
         let block = lane.preparing.take().expect("a block");
-        lane.settling = Some((block, Stage::Announce));
+        lane.settling = Some((block, Phase::Announce));
     }
-    let (block, stage) = settling(state, at);
-    if block.recovery && !s.has(Guard::TimeBeforeQuery) && *stage == Stage::Announce {
-        *stage = Stage::AskFirst;
+    let (block, phase) = settling(state, at);
+    if block.attempt == Attempt::Recovery && !s.has(Guard::TimeBeforeQuery) && *phase == Phase::Announce {
+        *phase = Phase::AskFirst;
     }
 }
 
 /// A block is announced with the present time: `pipeline/announce.rs`, `kafka/committer.rs`. A fresh one is sent.
 pub(crate) fn announce(s: &Scenario, state: &mut State, at: At) {
     take(s, state, at);
-    if settling(state, at).1 == &Stage::AskFirst {
+    if settling(state, at).1 == &Phase::AskFirst {
         return;
     }
     let commit = announcement(s, state, at);
@@ -83,6 +84,7 @@ fn announcement(s: &Scenario, state: &mut State, at: At) -> Commit {
             digest: block.records,
             time,
             unlimited: block.unlimited,
+            given_up: block.given_up.0,
         }),
     }
 }
@@ -97,10 +99,10 @@ fn announce_as(s: &Scenario, state: &mut State, at: At, commit: Commit) {
 /// The announcement is acknowledged.
 fn announced(s: &Scenario, state: &mut State, at: At, announcement: Announcement) {
     let time = announcement.time;
-    let (block, stage) = settling(state, at);
-    match *stage {
-        Stage::AnnounceLast { present } => send(s, state, at, time, present),
-        _ if block.recovery => *stage = Stage::Ask { time },
+    let (block, phase) = settling(state, at);
+    match *phase {
+        Phase::AnnounceLast { present } => send(s, state, at, time, present),
+        _ if block.attempt == Attempt::Recovery => *phase = Phase::Ask { time },
         _ => send(s, state, at, time, Set::default()),
     }
 }
@@ -120,7 +122,7 @@ fn committed(s: &Scenario, state: &mut State, at: At, commit: Commit) -> bool {
 pub(crate) fn hang(s: &Scenario, state: &mut State, at: At, fault: Fault) {
     take(s, state, at);
     let commit = announcement(s, state, at);
-    *settling(state, at).1 = Stage::Announcing;
+    *settling(state, at).1 = Phase::Announcing;
     state.workers[at.worker].stuck[at.partition] = Some(Stuck {
         commit,
         past_guard: fault == Fault::HangAfterGuard,
@@ -133,12 +135,12 @@ pub(crate) fn deliver(s: &Scenario, state: &mut State, at: At) {
     let stuck = state.workers[at.worker].stuck[at.partition]
         .take()
         .expect("a commit");
-    let waits = lane(state, at).is_some_and(|lane| matches!(lane.settling, Some((_, Stage::Announcing))));
+    let waits = lane(state, at).is_some_and(|lane| matches!(lane.settling, Some((_, Phase::Announcing))));
     if waits {
         announce_as(s, state, at, stuck.commit);
     } else if (stuck.past_guard || !s.has(Guard::Epoch))
         && !state.workers[at.worker].expelled
-        && !s.leaves_when_stuck
+        && !s.also(Remedy::LeaveWhenStuck)
     {
         state.group[at.partition].committed = Some(stuck.commit);
     }
@@ -149,7 +151,7 @@ pub(crate) fn ask(s: &Scenario, state: &mut State, at: At) {
     let block = settling(state, at).0.clone();
     let records = block.records;
     let of_others = |record: usize| state.table.rows[record] == 0;
-    if s.stops_at_other_rows
+    if s.also(Remedy::StopAtOtherRows)
         && block.announced.is_some_and(|a| a.digest != records)
         && services::present(s, &state.table, records).iter().any(of_others)
     {
@@ -161,30 +163,38 @@ pub(crate) fn ask(s: &Scenario, state: &mut State, at: At) {
         Set::default()
     };
     match *settling(state, at).1 {
-        Stage::Ask { time } => send(s, state, at, time, present),
-        _ => *settling(state, at).1 = Stage::AnnounceLast { present },
+        Phase::Ask { time } => send(s, state, at, time, present),
+        _ => *settling(state, at).1 = Phase::AnnounceLast { present },
     }
 }
 
-/// The insert is sent, without the rows that the table refuses for good: trial inserts find them.
+/// The first insert of an announcement is sent, for what passed and is not there.
 fn send(s: &Scenario, state: &mut State, at: At, time: Time, present: Set) {
-    let (block, _) = settling(state, at);
-    let (pass, mut rows) = (block.pass, block.pass - present);
+    let pass = settling(state, at).0.pass;
+    if !s.has(Guard::RememberAcknowledged) {
+        services::remember(s, state, at.partition, pass);
+    }
+    insert(s, state, at, pass - present, (time, 0));
+}
+
+/// An insert is sent, without the rows that the table refuses for good: trial inserts find them. `pipeline/write.rs`
+fn insert(s: &Scenario, state: &mut State, at: At, rows: Set, (time, number): (Time, u8)) {
     let refused = services::refused(s, &state.table, rows);
-    rows = rows - refused;
-    let (block, stage) = settling(state, at);
+    let rows = rows - refused;
+    let (block, phase) = settling(state, at);
     block.refused = block.refused | refused;
     block.pass = block.pass - refused;
+    *phase = Phase::Write { time, number };
     if rows.is_empty() {
-        return acknowledged(s, state, at);
+        return acknowledged(state, at);
     }
-    *stage = Stage::Write { time };
     let token = Token {
         partition: at.partition as u8,
         start: block.start,
         end: block.end,
         digest: block.records,
-        salt: if s.has(Guard::SameToken) || !block.recovery {
+        number: block.given_up.0 + number,
+        salt: if s.has(Guard::SameToken) || block.attempt != Attempt::Recovery {
             0
         } else {
             time + 1
@@ -198,9 +208,6 @@ fn send(s: &Scenario, state: &mut State, at: At, time: Time, present: Set) {
         waits,
     });
     state.table.in_flight.sort_unstable();
-    if !s.has(Guard::RememberAcknowledged) {
-        services::remember(s, state, at.partition, pass);
-    }
 }
 
 /// An insert ends; who waits for it hears how.
@@ -212,7 +219,7 @@ pub(crate) fn land(s: &Scenario, state: &mut State, insert: Insert) {
             partition: partition.into(),
         };
         match ended {
-            Ended::Acknowledged => acknowledged(s, state, at),
+            Ended::Acknowledged => acknowledged(state, at),
             Ended::Refused => stale(state, at),
         }
     }
@@ -221,6 +228,7 @@ pub(crate) fn land(s: &Scenario, state: &mut State, insert: Insert) {
 /// The client gives an insert up, and sends it again if it is not too old: `pipeline/write.rs`. The first may still
 /// land.
 pub(crate) fn time_out(s: &Scenario, state: &mut State, insert: Insert) {
+    doubt(state, insert);
     let Some((worker, partition)) = insert.waits else {
         return;
     };
@@ -241,49 +249,88 @@ pub(crate) fn time_out(s: &Scenario, state: &mut State, insert: Insert) {
     state.table.in_flight.sort_unstable();
 }
 
-/// The rows are in the table.
-fn acknowledged(s: &Scenario, state: &mut State, at: At) {
-    let (block, stage) = settling(state, at);
-    *stage = if block.recovery && s.has(Guard::SecondQuery) {
-        Stage::AskAgain
-    } else {
-        Stage::Finish
+/// The insert is acknowledged. Where that may be for its token alone, it is looked after.
+fn acknowledged(state: &mut State, at: At) {
+    let (block, phase) = settling(state, at);
+    *phase = match *phase {
+        Phase::Write { time, number } if block.attempt != Attempt::Fresh => Phase::AskAgain { time, number },
+        _ => Phase::Finish,
     };
+}
+
+/// An attempt at an insert ends nobody knows how.
+pub(crate) fn doubt(state: &mut State, insert: Insert) {
+    if let Some((worker, partition)) = insert.waits {
+        let at = At {
+            worker: worker.into(),
+            partition: partition.into(),
+        };
+        let (block, _) = settling(state, at);
+        if block.attempt == Attempt::Fresh {
+            block.attempt = Attempt::Doubtful;
+        }
+    }
 }
 
 /// The announcement is too old: the block is recovered. The rejects of a fresh one were sent meanwhile.
 fn stale(state: &mut State, at: At) {
-    let (block, stage) = settling(state, at);
-    *stage = Stage::Announce;
-    let fresh = !block.recovery;
-    block.recovery = true;
+    let (block, phase) = settling(state, at);
+    *phase = Phase::Announce;
+    let fresh = block.attempt != Attempt::Recovery;
+    block.attempt = Attempt::Recovery;
     if fresh {
         let block = block.clone();
         send_rejects(state, at, block.over | block.bad);
     }
 }
 
-/// A recovery asks again: what is there is written, what passed and is not there was decided otherwise.
+/// Tokens of one announcement: the code has four beyond the first.
+const MOST_TOKENS: u8 = 2;
+
+/// The table is asked again. What was acknowledged and is nowhere, nor anything of the block in its month, is written
+/// under a token of its own: `pipeline/complete.rs`. At last, of a recovery, what is there is written, and what passed
+/// and is not there was decided otherwise: `pipeline/recovery.rs`.
 pub(crate) fn ask_again(s: &Scenario, state: &mut State, at: At) {
-    let records = settling(state, at).0.records;
-    let present = services::present(s, &state.table, records);
-    let (block, stage) = settling(state, at);
-    let present = present - block.bad;
-    block.over = (block.over | block.pass) - present;
-    block.refused = block.refused - present;
-    block.pass = present;
-    *stage = Stage::Finish;
+    let block = settling(state, at).0.clone();
+    let present = services::present(s, &state.table, block.records) - block.bad;
+    let inhabited = |r: usize| {
+        present
+            .iter()
+            .any(|other| s.records[other].month == s.records[r].month)
+    };
+    let lost: Set = block.pass.iter().filter(|&r| !inhabited(r)).collect();
+    if let Phase::AskAgain { time, number } = *settling(state, at).1
+        && !lost.is_empty()
+        && number + block.given_up.0 < MOST_TOKENS
+        && s.has(Guard::Completion)
+    {
+        if s.also(Remedy::AnnounceOtherToken) {
+            settling(state, at).0.given_up = (number + block.given_up.0 + 1, time + 2 * s.deadline);
+            return stale(state, at);
+        }
+        if clock(s, state, at) >= time + s.deadline {
+            return stale(state, at);
+        }
+        return insert(s, state, at, lost, (time, number + 1));
+    }
+    let (block, phase) = settling(state, at);
+    *phase = Phase::Finish;
+    if block.attempt == Attempt::Recovery && s.has(Guard::SecondQuery) {
+        block.over = (block.over | block.pass) - present;
+        block.refused = block.refused - present;
+        block.pass = present;
+    }
 }
 
 /// The rejects that can be sent now: of a fresh block at once, of a recovered one at its end; `pipeline/reject.rs`.
 pub(crate) fn due_rejects(state: &State, at: At) -> Set {
-    let Some((block, stage)) = lane(state, at).and_then(|lane| lane.settling.as_ref()) else {
+    let Some((block, phase)) = lane(state, at).and_then(|lane| lane.settling.as_ref()) else {
         return Set::default();
     };
-    let due = match stage {
-        Stage::Finish => block.over | block.bad | block.refused,
-        Stage::AskAgain => block.refused,
-        Stage::Write { .. } if !block.recovery => block.over | block.bad,
+    let due = match phase {
+        Phase::Finish => block.over | block.bad | block.refused,
+        Phase::AskAgain { .. } => block.refused,
+        Phase::Write { .. } if block.attempt != Attempt::Recovery => block.over | block.bad,
         _ => Set::default(),
     };
     due - block.rejected
@@ -305,7 +352,7 @@ fn send_rejects(state: &mut State, at: At, due: Set) {
 
 /// Whether a block is done but for what is remembered of it.
 pub(crate) fn may_remember(s: &Scenario, state: &State, at: At) -> bool {
-    let finished = lane(state, at).is_some_and(|lane| matches!(lane.settling, Some((_, Stage::Finish))));
+    let finished = lane(state, at).is_some_and(|lane| matches!(lane.settling, Some((_, Phase::Finish))));
     finished && (due_rejects(state, at).is_empty() || !s.has(Guard::RejectsBeforeAdvance))
 }
 

@@ -82,6 +82,8 @@ pub(crate) struct Announcement {
     pub(crate) digest: Set,
     pub(crate) time: Time,
     pub(crate) unlimited: bool,
+    /// Tokens of this block that are given up. Not in the code.
+    pub(crate) given_up: u8,
 }
 
 /// The table `events`.
@@ -104,6 +106,8 @@ pub(crate) struct Token {
     pub(crate) start: Offset,
     pub(crate) end: Offset,
     pub(crate) digest: Set,
+    /// Tells the tokens of one announcement apart: the first is 0.
+    pub(crate) number: u8,
     /// 0, unless a guard is out that makes every attempt's token another.
     pub(crate) salt: Time,
 }
@@ -190,7 +194,7 @@ pub(crate) struct Lane {
     /// The block that is being prepared, or is.
     pub(crate) preparing: Option<Block>,
     /// The block that is being settled, and how far it is.
-    pub(crate) settling: Option<(Block, Stage)>,
+    pub(crate) settling: Option<(Block, Phase)>,
 }
 
 /// A block and what was decided of its records; those in no set are duplicates.
@@ -201,8 +205,7 @@ pub(crate) struct Block {
     pub(crate) records: Set,
     /// Cut as announced.
     pub(crate) announced: Option<Announcement>,
-    /// Perhaps not written for the first time.
-    pub(crate) recovery: bool,
+    pub(crate) attempt: Attempt,
     pub(crate) unlimited: bool,
     /// Its permits are asked for, or need not be.
     pub(crate) permitted: bool,
@@ -214,11 +217,24 @@ pub(crate) struct Block {
     pub(crate) refused: Set,
     /// Rejects that were sent.
     pub(crate) rejected: Set,
+    /// Tokens that are given up, and until when an insert under one may land. Not in the code.
+    pub(crate) given_up: (u8, Time),
+}
+
+/// What is known of a block's inserts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Attempt {
+    /// It is written for the first time.
+    Fresh,
+    /// And one of its inserts has ended nobody knows how.
+    Doubtful,
+    /// Perhaps it was written before.
+    Recovery,
 }
 
 /// How far a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Stage {
+pub(crate) enum Phase {
     /// Next: announce it, with the present time.
     Announce,
     /// The announcement was sent and is not acknowledged. Also an advance, once the block is gone.
@@ -229,10 +245,10 @@ pub(crate) enum Stage {
     AnnounceLast { present: Set },
     /// Next: ask what the table has, and send the insert.
     Ask { time: Time },
-    /// The insert was sent.
-    Write { time: Time },
+    /// An insert was sent, under the token of this number.
+    Write { time: Time, number: u8 },
     /// Next: ask what the table has now.
-    AskAgain,
+    AskAgain { time: Time, number: u8 },
     /// Next: rejects that are left, then remember.
     Finish,
 }

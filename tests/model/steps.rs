@@ -7,7 +7,7 @@ use crate::lane::{self, At};
 use crate::properties;
 use crate::scenario::{Fault, Scenario};
 use crate::settle;
-use crate::state::{Insert, Offset, Remembered, Stage, State};
+use crate::state::{Insert, Offset, Phase, Remembered, State};
 
 /// One step of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub(crate) enum Step {
     TimeOut(Insert),
     /// One table partition of an insert lands; the rest fails, and is tried again if somebody waits.
     PartLands(Insert, u8),
+    /// The server dies with the token of one table partition of an insert noted, and the rows not there.
+    TokenOnly(Insert, u8),
     /// An operator sets a partition's offset.
     Rewind(usize, Offset),
     /// The broker forgets a partition's offset.
@@ -109,9 +111,9 @@ pub(crate) fn progress(s: &Scenario, state: &State, steps: &mut Vec<Step>) {
             steps.push(Step::Announce(at));
         }
         match lane.settling {
-            Some((_, Stage::Ask { .. } | Stage::AskFirst)) => steps.push(Step::Ask(at)),
-            Some((_, Stage::AnnounceLast { .. })) => steps.push(Step::Announce(at)),
-            Some((_, Stage::AskAgain)) => steps.push(Step::AskAgain(at)),
+            Some((_, Phase::Ask { .. } | Phase::AskFirst)) => steps.push(Step::Ask(at)),
+            Some((_, Phase::AnnounceLast { .. })) => steps.push(Step::Announce(at)),
+            Some((_, Phase::AskAgain { .. })) => steps.push(Step::AskAgain(at)),
             _ => {}
         }
         if !settle::due_rejects(state, at).is_empty() {

@@ -22,9 +22,13 @@ impl Display for Token {
             start,
             end,
             digest,
+            number,
             salt,
         } = self;
         write!(f, "p{partition}[{start},{end}){digest:?}")?;
+        if *number > 0 {
+            write!(f, "/{number}")?;
+        }
         if *salt > 0 { write!(f, "#{salt}") } else { Ok(()) }
     }
 }
@@ -67,6 +71,12 @@ impl Display for Step {
             Self::Expel(worker) => write!(f, "FAULT the group drops worker {worker}, which goes on"),
             Self::TimeOut(insert) => write!(f, "FAULT the client gives up and repeats {insert}"),
             Self::PartLands(insert, month) => write!(f, "FAULT only month {month} lands of {insert}"),
+            Self::TokenOnly(insert, month) => {
+                write!(
+                    f,
+                    "FAULT the table dies with the token of month {month} noted, and without the rows, of {insert}"
+                )
+            }
             Self::Rewind(partition, to) => write!(f, "FAULT partition {partition} is set to {to} by hand"),
             Self::Expire(partition) => write!(
                 f,
