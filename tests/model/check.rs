@@ -90,8 +90,9 @@ pub(crate) fn run(scenarios: &[Scenario]) {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// Whether some state can be reached from itself. If none can, every run ends.
-pub(crate) fn has_circle(scenario: &Scenario) -> bool {
+/// Whether some state can be reached from itself, and how many states were looked at: all, or the first `most`. If none
+/// can, every run ends.
+pub(crate) fn circle(scenario: &Scenario, most: usize) -> (bool, usize) {
     let expand = |state: &State| {
         let mut steps = Vec::new();
         scenario.actions(state, &mut steps);
@@ -113,17 +114,18 @@ pub(crate) fn has_circle(scenario: &Scenario) -> bool {
             continue;
         };
         match on_the_way.insert(fingerprint(&next), true) {
-            Some(true) => return true,
+            Some(true) => return (true, on_the_way.len()),
             Some(false) => {
                 on_the_way.insert(fingerprint(&next), false);
             }
+            None if on_the_way.len() >= most => return (false, on_the_way.len()),
             None => {
                 let steps = expand(&next);
                 way.push((next, steps));
             }
         }
     }
-    false
+    (false, on_the_way.len())
 }
 
 /// Panics if any property does not hold.
