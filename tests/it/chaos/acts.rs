@@ -163,6 +163,8 @@ impl World<'_> {
     }
 
     fn insert_held(&self, pick: usize, sender: Sender) -> Met {
+        // A server that is killed meanwhile has nothing that could land late.
+        let _turn = lock(&self.turns.clickhouse);
         let member = self.take(pick);
         let met = self.busy(Some(&member));
         if met.in_flight.is_none() {
