@@ -27,7 +27,7 @@ check: ## Formatting, lints and documentation, every warning an error
 
 prove: ## Run the long proofs, some minutes each
 	deploy/local/stack install --build-only
-	deploy/local/cargo test --release --test fuzz -- --ignored --nocapture
+	deploy/local/cargo test --release --test fuzz --test model -- --ignored --nocapture
 
 bench: ## Run the benchmarks (arguments to cargo bench: make bench ARGS=...)
 	deploy/local/stack install

@@ -139,7 +139,7 @@ async fn run(
     let (prepared, mut ready) = channel::<Prepared>(1);
     let number = partition.number;
     let prepare = async {
-        let highest = assigned.highest.of(number).await;
+        let mut highest = assigned.highest.of(number).await;
         let unannounced = match assigned.set_by {
             SetBy::Worker => false,
             SetBy::Stranger => true,
@@ -148,6 +148,10 @@ async fn run(
         };
         if unannounced {
             partition.wait_out_earlier_inserts().await;
+            // What landed meanwhile may stand above what was the highest.
+            highest = recovery::highest(&partition.worker, &[number])
+                .await
+                .remove(&number);
         }
         while let Some(block) = incoming.recv().await {
             match partition.prepare(block, highest).await {

@@ -75,6 +75,54 @@ fn an_insert_from_before_a_rewind_is_too_late() {
 }
 
 #[test]
+fn inserts_that_land_while_they_are_waited_out_are_seen() {
+    let mut scene = Scene::new("rewindwait", 2);
+    scene.set("kafka.options", SOON_MISSED);
+    scene.set_deadline(20);
+    let proxy = Proxy::to(scene.clickhouse.url());
+    let mut load = Load::new(2);
+    let mut sent = scene.produce(load.take(200));
+    let worker = scene.start_with(&[("clickhouse.url", proxy.url())]).ready();
+    scene.settled();
+    proxy.set(Manner::HoldsInserts);
+    sent.extend(scene.produce(load.take(400)));
+    let held = eventually("inserts are held up", PATIENCE, || {
+        let committed = scene.kafka.committed(&scene.group, &scene.topic, 2)?;
+        let starts: Option<Vec<i64>> = committed
+            .into_iter()
+            .map(|committed| {
+                committed
+                    .filter(|(_, metadata)| metadata.contains(";e="))
+                    .map(|(start, _)| start)
+            })
+            .collect();
+        starts
+            .filter(|_| proxy.held() == 2)
+            .ok_or_else(|| proxy.held().to_string())
+    });
+    worker.kill();
+    // One is set below the table's rows. The other is left where it is, but for what was said of its block: the table
+    // has no row at or above it.
+    scene
+        .kafka
+        .commit(&scene.group, &scene.topic, &[(0, held[0] / 2), (1, held[1])]);
+
+    // Cut otherwise, no token of before is made again.
+    let second = scene.start_with(&[("batch.max_rows", "70")]).ready();
+    eventually("both are waited out", PATIENCE, || {
+        let waits = scene.logged("waiting until no insert of before can land");
+        seen(waits == 2, waits)
+    });
+    proxy.set(Manner::Open);
+    eventually("the late inserts have their answers", PATIENCE, || {
+        seen(proxy.landed().len() == 2, format_args!("{:?}", proxy.landed()))
+    });
+    scene.settled();
+    Ledger::check(&sent, &scene);
+    assert_eq!(second.terminate().code(), Some(0));
+}
+
+#[test]
 fn a_topic_of_transactions_is_settled_to_its_very_end() {
     let mut scene = Scene::new("transactions", 1);
     scene.set("kafka.options", SOON_MISSED);

@@ -1,0 +1,27 @@
+//! An exhaustive model of how a record comes to its outcome exactly once: the protocol of `src/pipeline` and
+//! `src/kafka` with everything that can go wrong around it.
+//!
+//! Read in this order: [`state`] (the world), [`lane`] and [`settle`] (what a worker does, a step a function),
+//! [`services`] (what ClickHouse and Redis do), [`steps`] and [`faults`] (what can happen when), [`properties`] (what must hold), [`scenario`] and
+//! [`scenarios`] (the bounds), [`guard`] (what is taken out to see it fail).
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells its story on standard output"
+)]
+
+mod check;
+mod faults;
+mod guard;
+mod lane;
+mod properties;
+#[cfg(test)]
+mod questions;
+mod scenario;
+mod scenarios;
+mod services;
+mod settle;
+mod state;
+mod steps;
+mod story;
