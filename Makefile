@@ -1,7 +1,7 @@
 # The same commands for people and for CI. The work is done by the scripts in deploy/local/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check prove bench clean
+.PHONY: help demo test chaos prove check bench clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -17,7 +17,7 @@ pub async fn run(config: Config) -> Result<ExitCode, CliError> {
         .await
         .with_context(|| format!("ClickHouse at {} cannot be migrated", clickhouse.url))?;
     // A table that was there already may enforce another deadline.
-    if let Some(mismatch) = schema::compare(&client, database, deadline)
+    if let Err(mismatch) = schema::compare(&client, database, deadline)
         .await
         .context("the table cannot be read")?
     {

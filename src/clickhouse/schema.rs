@@ -117,27 +117,41 @@ pub enum Mismatch {
     },
 }
 
-/// Compares the table with what the protocol needs of it; `None` is agreement.
-pub async fn compare(client: &Client, database: &str, deadline_seconds: u32) -> Result<Option<Mismatch>> {
-    let create: Option<String> = client
+/// What the protocol asks of the table `events` as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventsTable {
+    /// Its replicas note a token and its part in one step. (A single server notes the token first.)
+    pub replicated: bool,
+}
+
+/// Compares the table with what the protocol needs of it.
+pub async fn compare(
+    client: &Client,
+    database: &str,
+    deadline_seconds: u32,
+) -> Result<std::result::Result<EventsTable, Mismatch>> {
+    let table: Option<(String, String)> = client
         .clone()
         .with_database("default")
         .query_raw(&format!(
-            "SELECT create_table_query FROM system.tables WHERE database = {} AND name = 'events'",
+            "SELECT create_table_query, engine FROM system.tables WHERE database = {} AND name = 'events'",
             literal(database)
         ))
         .fetch_optional()
         .await?;
-    let Some(create) = create else {
-        return Ok(Some(Mismatch::Missing(database.to_owned())));
+    let Some((create, engine)) = table else {
+        return Ok(Err(Mismatch::Missing(database.to_owned())));
     };
-    Ok(
-        deadline_mismatch(&create, deadline_seconds).map(|found| Mismatch::Deadline {
+    Ok(match deadline_mismatch(&create, deadline_seconds) {
+        None => Ok(EventsTable {
+            replicated: engine.starts_with("Replicated") || engine.starts_with("Shared"),
+        }),
+        Some(found) => Err(Mismatch::Deadline {
             database: database.to_owned(),
             configured: deadline_seconds,
             found,
         }),
-    )
+    })
 }
 
 /// The constraint as found, where it is not the configured one. `ClickHouse` prints `INTERVAL n SECOND`

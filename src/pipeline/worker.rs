@@ -16,7 +16,7 @@ use super::permit::Limits;
 use super::retry::until_done;
 use super::source::{Register, Source};
 use super::spare::Spare;
-use crate::clickhouse::schema::{self, Mismatch};
+use crate::clickhouse::schema::{self, EventsTable, Mismatch};
 use crate::config::Config;
 use crate::event::Decoded;
 use crate::faults;
@@ -72,6 +72,7 @@ pub struct Worker {
     pub(super) redis: Redis,
     pub(super) cache: Redis,
     pub(super) clickhouse: Client,
+    pub(super) table: EventsTable,
     pub(super) keys: Keys,
     pub(super) limits: Limits,
     pub(super) claims: KeyPerEvent,
@@ -107,9 +108,7 @@ impl Worker {
             let deadline = config.clickhouse.insert_deadline_seconds;
             schema::compare(&clickhouse, &config.clickhouse.database, deadline).await
         };
-        if let Some(mismatch) = until_done(Service::ClickHouse, "look at the table", ask).await {
-            return Err(mismatch.into());
-        }
+        let table = until_done(Service::ClickHouse, "look at the table", ask).await?;
         mark_layout(&redis, &keys).await?;
         let register = Register::new();
         let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
@@ -141,6 +140,7 @@ impl Worker {
             redis,
             cache,
             clickhouse,
+            table,
             keys,
             register,
             source,

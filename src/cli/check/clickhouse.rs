@@ -88,14 +88,14 @@ async fn ask(client: &Client, config: &ClickHouse, findings: &mut Vec<Finding>) 
     ));
     let compared = schema::compare(client, database, config.insert_deadline_seconds);
     findings.push(match answer(compared).await? {
-        None => Finding::good(
+        Ok(_) => Finding::good(
             "deadline",
             format!(
                 "stale inserts are refused after {} s",
                 config.insert_deadline_seconds
             ),
         ),
-        Some(mismatch) => Finding::problem(
+        Err(mismatch) => Finding::problem(
             "deadline",
             mismatch.to_string(),
             "set clickhouse.insert_deadline_seconds to the table's, or alter the table's constraint",
