@@ -95,8 +95,6 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) const CLICKHOUSE_KILLED: &str = "ClickHouse killed in mid insert";
-
     /// The name under which it is counted.
     pub(super) fn kind(&self) -> &'static str {
         match self {
@@ -121,7 +119,7 @@ impl Fault {
             Self::BrokerKilled { .. } => "broker killed",
             Self::BrokerFrozen { .. } => "broker frozen",
             Self::LeadersMoved { .. } => "leaders moved",
-            Self::ClickHouseKilled { .. } => Self::CLICKHOUSE_KILLED,
+            Self::ClickHouseKilled { .. } => "ClickHouse killed in mid insert",
             Self::RedisKilled { .. } => "Redis killed",
             Self::Disturbed { way, trouble, .. } => match (way, trouble) {
                 (Way::ClickHouse, Trouble::Cut(Cut::Request(0), _)) => "ClickHouse cut before a request",

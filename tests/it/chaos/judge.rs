@@ -5,15 +5,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::fault::Fault;
-use super::world::{World, lock};
+use super::world::World;
 use crate::harness::Scene;
 use crate::harness::events::{Ledger, check_remembered, ids_of};
 use crate::harness::kafka::Record;
 
 /// The token whose limit some events are over.
 pub(super) const LIMITED: &str = "gamma";
-const UNCOPIED: &str = "rows that the view has not copied";
 /// Offenders whose rows are shown.
 const SHOWN: usize = 8;
 
@@ -22,8 +20,6 @@ pub(super) struct Verdict {
     /// The counts of `sluice verify`.
     pub(super) ledger: String,
     pub(super) problems: Vec<String>,
-    /// Rows that the view lacks though the table has them, after `ClickHouse` was killed: a limit that is known.
-    pub(super) gaps: usize,
 }
 
 /// Keeps the evidence: nothing is merged, and each row is copied by a view. A view's own table needs a window of its
@@ -54,13 +50,9 @@ pub(super) fn judge(world: &World<'_>, sent: &[Record]) -> Verdict {
     let mut verdict = Verdict {
         ledger: String::new(),
         problems: Vec::new(),
-        gaps: 0,
     };
     verify(scene, sent, &mut verdict);
-    let killed = lock(&world.hits)
-        .iter()
-        .any(|hit| hit.kind == Fault::CLICKHOUSE_KILLED);
-    view(scene, killed, &mut verdict);
+    view(scene, &mut verdict);
     let mut check = |what: &str, check: &dyn Fn()| {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(check)) {
             verdict.problems.push(format!("{what}: {}", message(&*panic)));
@@ -146,14 +138,13 @@ fn rows_of(scene: &Scene, offenders: &[(i64, i64)]) -> String {
     })
 }
 
-/// The table behind the view has each row once. A server that is `killed` between the table's part and the view's leaves
-/// a gap there, if the block is then recovered: its rows are found in the table and not sent again.
-fn view(scene: &Scene, killed: bool, verdict: &mut Verdict) {
+/// The table behind the view has each row once.
+fn view(scene: &Scene, verdict: &mut Verdict) {
     let db = &scene.database;
     let place = "kafka_partition, kafka_offset";
     for (what, sql) in [
         (
-            UNCOPIED,
+            "rows that the view has not copied",
             format!(
                 "SELECT {place}, _part, ingested_at FROM {db}.events WHERE ({place}) NOT IN (SELECT {place} FROM {db}.copies)"
             ),
@@ -173,9 +164,7 @@ fn view(scene: &Scene, killed: bool, verdict: &mut Verdict) {
             .clickhouse
             .run(&format!("{sql} ORDER BY {place} FORMAT TSV"));
         let lines: Vec<&str> = found.lines().collect();
-        if killed && what == UNCOPIED {
-            verdict.gaps = lines.len();
-        } else if !lines.is_empty() {
+        if !lines.is_empty() {
             verdict.problems.push(format!(
                 "the view: {} {what}, first (partition, offset, part): {:?}",
                 lines.len(),

@@ -35,8 +35,6 @@ pub(super) fn print(outcomes: &[Outcome]) -> usize {
         "\n{counted} of {all} faults met events in flight; {exact} of {} rounds exact, {took} s",
         outcomes.len()
     );
-    let gaps = outcomes.iter().filter(|outcome| outcome.gaps > 0).count();
-    eprintln!("in {gaps} rounds the view lacks rows after ClickHouse was killed (a known limit)");
     let failed: Vec<u64> = outcomes.iter().filter(|o| !o.exact).map(|o| o.seed).collect();
     if !failed.is_empty() {
         eprintln!("not exact: seeds {failed:?}; again by: make chaos ROUNDS=1 SEED=n");

@@ -22,8 +22,6 @@ pub(super) struct Outcome {
     pub(super) seed: u64,
     pub(super) hits: Vec<Hit>,
     pub(super) exact: bool,
-    /// Rows that the view lacks, by a limit that is known.
-    pub(super) gaps: usize,
     pub(super) took: Duration,
 }
 
@@ -36,7 +34,7 @@ pub(super) fn stack() -> PrivateStack {
 pub(super) fn play(plan: &Plan, stack: &PrivateStack, without: &str) -> Outcome {
     let began = Instant::now();
     eprintln!("\n=== {plan}");
-    let (mut hits, mut gaps) = (Vec::new(), 0);
+    let mut hits = Vec::new();
     // A panic is a verdict, too; the scene that it passes through keeps the workers' logs.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         for service in [Service::Kafka, Service::Redis, Service::ClickHouse] {
@@ -53,23 +51,16 @@ pub(super) fn play(plan: &Plan, stack: &PrivateStack, without: &str) -> Outcome 
         }
         let world = World::new(plan, stack, scene, without);
         let ended = catch_unwind(AssertUnwindSafe(|| disturbed(&world)));
-        hits.clone_from(&*lock(&world.hits));
+        hits = std::mem::take(&mut *lock(&world.hits));
         hits.sort_by_key(|hit| hit.met.at);
         let mut verdict = ended.unwrap_or_else(|panic| Verdict {
             ledger: "none".to_owned(),
             problems: vec![judge::message(&*panic)],
-            gaps: 0,
         });
         for hit in &hits {
             eprintln!("{}", line(hit));
         }
         eprintln!("    {}", verdict.ledger);
-        gaps = verdict.gaps;
-        if gaps > 0 {
-            eprintln!(
-                "    the view lacks {gaps} rows: ClickHouse was killed (a known limit, see ARCHITECTURE.md)"
-            );
-        }
         if !verdict.problems.is_empty() {
             judge::keep_logs(&stack.folder(), world.scene.folder());
             verdict
@@ -101,7 +92,6 @@ pub(super) fn play(plan: &Plan, stack: &PrivateStack, without: &str) -> Outcome 
         seed: plan.seed,
         hits,
         exact,
-        gaps,
         took,
     }
 }

@@ -11,7 +11,6 @@ use crate::harness::events::Load;
 use crate::harness::kafka::Record;
 use crate::harness::proxy::Proxy;
 use crate::harness::stack::PrivateStack;
-use crate::harness::wait::eventually;
 use crate::harness::worker::Worker;
 
 /// How often the group's offsets are read.
@@ -277,11 +276,9 @@ impl<'a> World<'a> {
     /// How many records each partition's group offset has come to.
     pub(super) fn committed(&self) -> HashMap<i32, i64> {
         let scene = &self.scene;
-        let committed = eventually("the group's offsets can be read", TERM_WITHIN, || {
-            scene.kafka.committed(&scene.group, &scene.topic, PARTITIONS)
-        });
+        let committed = scene.kafka.committed(&scene.group, &scene.topic, PARTITIONS);
         (0..)
-            .zip(committed)
+            .zip(committed.unwrap())
             .map(|(partition, committed)| (partition, committed.map_or(0, |(offset, _)| offset)))
             .collect()
     }
