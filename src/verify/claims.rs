@@ -20,10 +20,10 @@ const KEYS_A_QUERY: usize = 20_000;
 /// Bytes of keys that are asked for at once.
 const BYTES_A_QUERY: usize = 2 << 20;
 /// Records that wait, and bytes of their keys, before the table is asked: together they are near one another there.
-const WAITING: usize = 1 << 18;
-const WAITING_BYTES: usize = 16 << 20;
-/// Bits of the filter of keys that are left: 16 MiB.
-const FILTER_BITS: usize = 1 << 27;
+const WAITING: usize = 1 << 17;
+const WAITING_BYTES: usize = 8 << 20;
+/// Bits of the filter of keys that are left: 8 MiB.
+const FILTER_BITS: usize = 1 << 26;
 
 /// Where keys can be looked up.
 pub(super) trait Keys {

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 /// Bytes of entries in memory before they go to the file.
-const MEMORY: usize = 16 << 20;
+const MEMORY: usize = 8 << 20;
 /// Bytes that are read ahead of each run.
 const AHEAD: usize = 32 << 10;
 
