@@ -29,6 +29,7 @@ pub(crate) fn all(size: Size) -> Vec<Scenario> {
         zombie_with_limits,
         takeover_midway,
         views,
+        server_with_views_dies,
         clock_ahead,
         duplicates,
         limits,
@@ -120,11 +121,19 @@ pub(crate) fn views(size: Size) -> Scenario {
         .record(0, 0, 0)
         .record(0, 1, 1)
         .workers(size.of(1, 2).into())
-        .fault(Fault::TokenOnly, size.of(0, 1))
-        .fault(Fault::Crash, size.of(1, 1))
+        .fault(Fault::Crash, 1)
         .fault(Fault::TimeOut, size.of(1, 0))
         .fault(Fault::Expel, size.of(0, 1))
         .fault(Fault::Tick, size.of(2, 3))
+}
+
+/// The same, and the table's server dies with a token noted, and without the rows.
+pub(crate) fn server_with_views_dies(size: Size) -> Scenario {
+    Scenario {
+        name: "server with views dies",
+        views: true,
+        ..server_dies(size)
+    }
 }
 
 /// One worker's clock is ahead of the server's, by less than the deadline.
