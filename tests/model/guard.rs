@@ -60,7 +60,7 @@ pub(crate) enum Guard {
 /// What the code does not do, and would have to do for more than it promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Remedy {
-    /// Where the records of an announced block have changed, a recovery stops if any row is of another record.
+    /// A recovery stops if any row is of another record.
     StopAtOtherRows,
     /// A worker whose commit hangs comes back as a new member, whose old commits the broker refuses.
     LeaveWhenStuck,

@@ -133,6 +133,7 @@ pub(crate) fn claim(s: &Scenario, state: &mut State, at: At, end: Offset) {
         over: Set::default(),
         refused: Set::default(),
         rejected: Set::default(),
+        first: announced.filter(|a| a.digest == records).and_then(|a| a.first),
         given_up: (announced.map_or(0, |a| a.given_up), 0),
     });
 }

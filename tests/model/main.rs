@@ -1,9 +1,10 @@
 //! An exhaustive model of how a record comes to its outcome exactly once: the protocol of `src/pipeline` and
 //! `src/kafka` with everything that can go wrong around it.
 //!
-//! Read in this order: [`state`] (the world), [`lane`] and [`settle`] (what a worker does, a step a function),
-//! [`services`] (what ClickHouse and Redis do), [`steps`] and [`faults`] (what can happen when), [`properties`] (what must hold), [`scenario`] and
-//! [`scenarios`] (the bounds), [`guard`] (what is taken out to see it fail).
+//! Read in this order: [`state`] (the world), [`lane`], [`settle`] and [`recover`] (what a worker does, a step a
+//! function), [`services`] (what ClickHouse and Redis do), [`steps`] and [`faults`] (what can happen when),
+//! [`properties`] (what must hold), [`scenario`] and [`scenarios`] (the bounds), [`guard`] (what is taken out to see it
+//! missed), [`questions`] (where the protocol ends).
 
 #![expect(
     clippy::expect_used,
@@ -16,8 +17,8 @@ mod faults;
 mod guard;
 mod lane;
 mod properties;
-#[cfg(test)]
 mod questions;
+mod recover;
 mod scenario;
 mod scenarios;
 mod services;

@@ -118,3 +118,28 @@ fn a_zombie_that_takes_a_rewind_for_its_own() {
     let scenario = rewind_with_limits(Small).workers(2).fault(Fault::Expel, 1);
     tells("a zombie insists on its permits after a rewind", &scenario, LIMIT);
 }
+
+#[test]
+fn a_young_block_sent_again_whole_by_a_clock_that_is_ahead() {
+    let scenario = Scenario {
+        views: true,
+        deadline: 3,
+        window: 6,
+        ahead: [2, 0, 0],
+        ..Scenario::new("views, clock ahead")
+    };
+    let scenario = scenario
+        .record(0, 0, 0)
+        .fault(Fault::Crash, 1)
+        .fault(Fault::Tick, 8);
+    tells("a window of two deadlines", &scenario, NO_RECORD_TWICE);
+    holds(&Scenario {
+        window: 9,
+        ..scenario.clone()
+    });
+    // Without views, two are enough.
+    holds(&Scenario {
+        views: false,
+        ..scenario
+    });
+}

@@ -88,6 +88,8 @@ pub(crate) struct Scenario {
     pub(crate) deadline: Time,
     /// How long the table remembers a token at least.
     pub(crate) window: Time,
+    /// Views stand behind the table.
+    pub(crate) views: bool,
     /// How far the clock of each worker is ahead of the server's.
     pub(crate) ahead: [Time; crate::state::WORKERS],
     /// The limit of the one token that all events have, and how much of it is used; `None`: limits are off.
@@ -113,6 +115,7 @@ impl Scenario {
             block: 2,
             deadline: 1,
             window: 2,
+            views: false,
             ahead: [0; crate::state::WORKERS],
             limit: None,
             used: 0,

@@ -28,6 +28,8 @@ pub(crate) fn all(size: Size) -> Vec<Scenario> {
         zombie,
         zombie_with_limits,
         takeover_midway,
+        views,
+        server_with_views_dies,
         clock_ahead,
         duplicates,
         limits,
@@ -109,6 +111,31 @@ pub(crate) fn takeover_midway(size: Size) -> Scenario {
         .fault(Fault::Tick, 1)
 }
 
+/// Views stand behind the table, so that a young block is sent again whole.
+pub(crate) fn views(size: Size) -> Scenario {
+    let scenario = Scenario {
+        views: true,
+        ..Scenario::new("views")
+    };
+    scenario
+        .record(0, 0, 0)
+        .record(0, 1, 1)
+        .workers(size.of(1, 2).into())
+        .fault(Fault::Crash, 1)
+        .fault(Fault::TimeOut, size.of(1, 0))
+        .fault(Fault::Expel, size.of(0, 1))
+        .fault(Fault::Tick, size.of(2, 3))
+}
+
+/// The same, and the table's server dies with a token noted, and without the rows.
+pub(crate) fn server_with_views_dies(size: Size) -> Scenario {
+    Scenario {
+        name: "server with views dies",
+        views: true,
+        ..server_dies(size)
+    }
+}
+
 /// One worker's clock is ahead of the server's, by less than the deadline.
 pub(crate) fn clock_ahead(size: Size) -> Scenario {
     let scenario = Scenario {
@@ -148,8 +175,9 @@ pub(crate) fn limits(size: Size) -> Scenario {
     scenario
         .limit(2, 0)
         .workers(size.of(1, 2).into())
-        .fault(Fault::Crash, 1)
+        .fault(Fault::Crash, size.of(1, 0))
         .fault(Fault::Expel, size.of(0, 1))
+        .fault(Fault::TimeOut, size.of(0, 1))
 }
 
 /// Limits are switched on or off while blocks are under way.

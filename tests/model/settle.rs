@@ -1,13 +1,13 @@
-//! How a block is settled: announce, write and reject, remember, advance, and recovery. A step a function, in the order
-//! of the data path.
+//! How a block is settled: announce, write and reject, remember, advance. A step a function, in the order of the data
+//! path.
 
 use crate::guard::{Guard, Remedy};
-use crate::lane::{At, drop_lane, lane, lane_mut, stop};
+use crate::lane::{At, drop_lane, lane, lane_mut};
 use crate::scenario::{Fault, Scenario};
 use crate::services::{self, Ended};
 use crate::state::{Announcement, Attempt, Block, Commit, Insert, Phase, Set, State, Stuck, Time, Token};
 
-fn settling(state: &mut State, at: At) -> (&mut Block, &mut Phase) {
+pub(crate) fn settling(state: &mut State, at: At) -> (&mut Block, &mut Phase) {
     let (block, phase) = lane_mut(state, at).settling.as_mut().expect("a block");
     (block, phase)
 }
@@ -25,7 +25,7 @@ pub(crate) fn waits(s: &Scenario, state: &State, at: At) -> bool {
 }
 
 /// The worker's clock.
-fn clock(s: &Scenario, state: &State, at: At) -> Time {
+pub(crate) fn clock(s: &Scenario, state: &State, at: At) -> Time {
     state.now + s.ahead[at.worker]
 }
 
@@ -76,6 +76,9 @@ pub(crate) fn announce(s: &Scenario, state: &mut State, at: At) {
 fn announcement(s: &Scenario, state: &mut State, at: At) -> Commit {
     let time = clock(s, state, at);
     let (block, _) = settling(state, at);
+    if block.attempt == Attempt::Fresh && s.views {
+        block.first = Some(time);
+    }
     Commit {
         offset: block.start,
         ours: true,
@@ -84,6 +87,7 @@ fn announcement(s: &Scenario, state: &mut State, at: At) -> Commit {
             digest: block.records,
             time,
             unlimited: block.unlimited,
+            first: block.first,
             given_up: block.given_up.0,
         }),
     }
@@ -146,30 +150,8 @@ pub(crate) fn deliver(s: &Scenario, state: &mut State, at: At) {
     }
 }
 
-/// A recovery asks what the table has, and sends what is missing: `pipeline/recovery.rs`, `pipeline/write.rs`.
-pub(crate) fn ask(s: &Scenario, state: &mut State, at: At) {
-    let block = settling(state, at).0.clone();
-    let records = block.records;
-    let of_others = |record: usize| state.table.rows[record] == 0;
-    if s.also(Remedy::StopAtOtherRows)
-        && block.announced.is_some_and(|a| a.digest != records)
-        && services::present(s, &state.table, records).iter().any(of_others)
-    {
-        return stop(s, state, at);
-    }
-    let present = if s.has(Guard::FirstQuery) {
-        services::present(s, &state.table, records)
-    } else {
-        Set::default()
-    };
-    match *settling(state, at).1 {
-        Phase::Ask { time } => send(s, state, at, time, present),
-        _ => *settling(state, at).1 = Phase::AnnounceLast { present },
-    }
-}
-
 /// The first insert of an announcement is sent, for what passed and is not there.
-fn send(s: &Scenario, state: &mut State, at: At, time: Time, present: Set) {
+pub(crate) fn send(s: &Scenario, state: &mut State, at: At, time: Time, present: Set) {
     let pass = settling(state, at).0.pass;
     if !s.has(Guard::RememberAcknowledged) {
         services::remember(s, state, at.partition, pass);
@@ -178,7 +160,7 @@ fn send(s: &Scenario, state: &mut State, at: At, time: Time, present: Set) {
 }
 
 /// An insert is sent, without the rows that the table refuses for good: trial inserts find them. `pipeline/write.rs`
-fn insert(s: &Scenario, state: &mut State, at: At, rows: Set, (time, number): (Time, u8)) {
+pub(crate) fn insert(s: &Scenario, state: &mut State, at: At, rows: Set, (time, number): (Time, u8)) {
     let refused = services::refused(s, &state.table, rows);
     let rows = rows - refused;
     let (block, phase) = settling(state, at);
@@ -273,7 +255,7 @@ pub(crate) fn doubt(state: &mut State, insert: Insert) {
 }
 
 /// The announcement is too old: the block is recovered. The rejects of a fresh one were sent meanwhile.
-fn stale(state: &mut State, at: At) {
+pub(crate) fn stale(state: &mut State, at: At) {
     let (block, phase) = settling(state, at);
     *phase = Phase::Announce;
     let fresh = block.attempt != Attempt::Recovery;
@@ -281,44 +263,6 @@ fn stale(state: &mut State, at: At) {
     if fresh {
         let block = block.clone();
         send_rejects(state, at, block.over | block.bad);
-    }
-}
-
-/// Tokens of one announcement: the code has four beyond the first.
-const MOST_TOKENS: u8 = 2;
-
-/// The table is asked again. What was acknowledged and is nowhere, nor anything of the block in its month, is written
-/// under a token of its own: `pipeline/complete.rs`. At last, of a recovery, what is there is written, and what passed
-/// and is not there was decided otherwise: `pipeline/recovery.rs`.
-pub(crate) fn ask_again(s: &Scenario, state: &mut State, at: At) {
-    let block = settling(state, at).0.clone();
-    let present = services::present(s, &state.table, block.records) - block.bad;
-    let inhabited = |r: usize| {
-        present
-            .iter()
-            .any(|other| s.records[other].month == s.records[r].month)
-    };
-    let lost: Set = block.pass.iter().filter(|&r| !inhabited(r)).collect();
-    if let Phase::AskAgain { time, number } = *settling(state, at).1
-        && !lost.is_empty()
-        && number + block.given_up.0 < MOST_TOKENS
-        && s.has(Guard::Completion)
-    {
-        if s.also(Remedy::AnnounceOtherToken) {
-            settling(state, at).0.given_up = (number + block.given_up.0 + 1, time + 2 * s.deadline);
-            return stale(state, at);
-        }
-        if clock(s, state, at) >= time + s.deadline {
-            return stale(state, at);
-        }
-        return insert(s, state, at, lost, (time, number + 1));
-    }
-    let (block, phase) = settling(state, at);
-    *phase = Phase::Finish;
-    if block.attempt == Attempt::Recovery && s.has(Guard::SecondQuery) {
-        block.over = (block.over | block.pass) - present;
-        block.refused = block.refused - present;
-        block.pass = present;
     }
 }
 

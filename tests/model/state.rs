@@ -82,6 +82,8 @@ pub(crate) struct Announcement {
     pub(crate) digest: Set,
     pub(crate) time: Time,
     pub(crate) unlimited: bool,
+    /// When the block was announced first, if every row of it came under this token.
+    pub(crate) first: Option<Time>,
     /// Tokens of this block that are given up. Not in the code.
     pub(crate) given_up: u8,
 }
@@ -217,6 +219,8 @@ pub(crate) struct Block {
     pub(crate) refused: Set,
     /// Rejects that were sent.
     pub(crate) rejected: Set,
+    /// When it was announced first.
+    pub(crate) first: Option<Time>,
     /// Tokens that are given up, and until when an insert under one may land. Not in the code.
     pub(crate) given_up: (u8, Time),
 }

@@ -5,6 +5,7 @@ use stateright::{Model, Property};
 use crate::faults;
 use crate::lane::{self, At};
 use crate::properties;
+use crate::recover;
 use crate::scenario::{Fault, Scenario};
 use crate::settle;
 use crate::state::{Insert, Offset, Phase, Remembered, State};
@@ -191,8 +192,8 @@ fn take(s: &Scenario, state: &mut State, step: Step) {
         Step::Claim(at, end) => lane::claim(s, state, at, end),
         Step::Permit(at) => lane::permit(s, state, at),
         Step::Announce(at) => settle::announce(s, state, at),
-        Step::Ask(at) => settle::ask(s, state, at),
-        Step::AskAgain(at) => settle::ask_again(s, state, at),
+        Step::Ask(at) => recover::ask(s, state, at),
+        Step::AskAgain(at) => recover::ask_again(s, state, at),
         Step::Reject(at) => settle::reject(state, at),
         Step::Remember(at) => settle::remember(s, state, at),
         Step::Advance(at) => settle::advance(s, state, at),
