@@ -183,7 +183,9 @@ fn what_any_producer_may_write_is_noted_and_counts_for_nothing() {
 
 #[test]
 fn a_duplicate_of_a_record_ahead_of_the_group_is_settled_and_the_group_is_waited_for() {
-    let scene = Scene::new("ahead", 2);
+    let mut scene = Scene::new("ahead", 2);
+    // The worker waits for two of them, since no worker sets the offset below.
+    scene.set_deadline(5);
     scene.produce((0..10).map(|n| with_id(1, "t", &n.to_string())).collect());
     settle(&scene);
     scene.produce(vec![with_id(0, "t", "alone"), with_id(0, "t", "7")]);
