@@ -120,6 +120,13 @@ impl Health {
         self.set(service, State::Down(reason.into()));
     }
 
+    /// For how long a service has answered; `None` if it does not.
+    pub fn up_for(&self, service: Service) -> Option<Duration> {
+        let services = self.lock();
+        let health = services.iter().find(|health| health.service == service)?;
+        (health.state == State::Up).then(|| health.since.elapsed())
+    }
+
     /// A partition is stopped until an operator has looked.
     pub fn partition_stopped(&self, partition: i32, reason: String) {
         self.stopped(|stopped| stopped.insert(partition, reason));
@@ -249,9 +256,11 @@ mod tests {
         let health = Health::new(&[Service::Kafka, Service::Redis]);
         assert_eq!(health.readiness().reasons.len(), 2);
         health.up(Service::Kafka);
+        assert_eq!(health.up_for(Service::Redis), None);
         health.up(Service::Redis);
-        assert!(health.readiness().ready);
+        assert!(health.readiness().ready && health.up_for(Service::Redis).is_some());
         health.down(Service::Redis, "connection refused");
+        assert_eq!(health.up_for(Service::Redis), None);
         let readiness = health.readiness();
         assert_eq!(readiness.reasons, ["redis is down: connection refused"]);
         health.up(Service::Redis);

@@ -5,6 +5,7 @@ pub mod consumer;
 pub mod intake;
 pub mod metadata;
 pub mod producer;
+mod reach;
 mod rebalance;
 mod start;
 

@@ -20,11 +20,12 @@ use tokio::runtime::Handle;
 use super::committer::{Committer, Ownership};
 use super::intake::{AtEnd, Intake};
 use super::metadata::{Refusal, Start, UnknownVersion};
+use super::reach::Reach;
 use super::start::{self, Asked, Committed};
 use crate::faults;
 use crate::pipeline::Worker;
 use crate::pipeline::lane::{Assigned, Highest, Lane};
-use crate::telemetry::{self, Rebalance, metrics};
+use crate::telemetry::{self, Rebalance, Service, metrics};
 
 /// How long a rebalance waits for blocks under way of the partitions that are given away.
 const SETTLE_ON_REVOKE: Duration = Duration::from_secs(10);
@@ -46,6 +47,7 @@ pub(super) struct Context {
     waiting: Mutex<VecDeque<Committed>>,
     /// Partitions that seem to end before the block that was announced, each with that block's end.
     cut_off: Mutex<BTreeMap<i32, i64>>,
+    reach: Mutex<Reach>,
     broken: Mutex<Option<Broken>>,
 }
 
@@ -70,6 +72,7 @@ impl Context {
             intakes: Mutex::default(),
             waiting: Mutex::default(),
             cut_off: Mutex::default(),
+            reach: Mutex::default(),
             broken: Mutex::default(),
         }
     }
@@ -379,6 +382,15 @@ impl Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
+        let kafka_up_for = self.worker.health.up_for(Service::Kafka);
+        let lost = self.reach.lock().unwrap_or_else(PoisonError::into_inner).told(
+            &statistics,
+            kafka_up_for,
+            Instant::now(),
+        );
+        if let Some(why) = lost {
+            self.fail(why.to_owned());
+        }
         if let Some(topic) = statistics.topics.get(&self.worker.config.kafka.topic) {
             for (&partition, stats) in topic.partitions.iter().filter(|(p, s)| **p >= 0 && s.desired) {
                 // Committed by this consumer, or, before its first commit, where it reads.
