@@ -24,6 +24,17 @@ use crate::telemetry::{Service, Stage, metrics};
 /// The longest pause before a block is announced once more: with a clock that is off it never helps.
 const AFTER_STALE: Duration = Duration::from_secs(5);
 
+/// What a recovery sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sends {
+    /// What the table lacks.
+    Missing,
+    /// The same, for the block is too old. The views behind the table may lack more.
+    MissingDespiteViews,
+    /// Every row that passed.
+    All,
+}
+
 /// The highest offset that the table has of each of the partitions.
 pub(super) async fn highest(worker: &Worker, partitions: &[i32]) -> HashMap<i32, i64> {
     let numbers = partitions
@@ -56,11 +67,13 @@ impl Partition {
         loop {
             let announcement = self.announcement(prepared).await;
             timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
-            let present = if self.sends_all_again(prepared).await || faults::without("without-first-query") {
+            let sends = self.sends(prepared).await;
+            let present = if sends == Sends::All || faults::without("without-first-query") {
                 HashSet::new()
             } else {
                 self.present(prepared).await
             };
+            let found = present.len();
             let written = timed(Stage::Write, self.write(prepared, announcement, &present, 0)).await;
             let present = if self.refuse(prepared, written).await {
                 self.complete(prepared, announcement).await
@@ -88,6 +101,17 @@ impl Partition {
                 }
             }
             metrics().decided_otherwise.increment(decided_otherwise);
+            if sends == Sends::MissingDespiteViews && found > 0 {
+                metrics().views_doubtful.increment(1);
+                tracing::warn!(
+                    partition = self.number,
+                    start = prepared.block.start,
+                    end = prepared.block.end,
+                    rows = found,
+                    "the views behind the table may lack rows of this block, if ClickHouse was killed while they were \
+                     written; compare them with the table"
+                );
+            }
             tracing::info!(
                 partition = self.number,
                 start = prepared.block.start,
@@ -100,21 +124,24 @@ impl Partition {
         }
     }
 
-    /// Whether also the rows that the table has are sent again: it skips them by their token, but a view behind it may lack
-    /// them. (A server that is killed has written the one and not the other; they are no transaction.) Only where the
+    /// What is sent again. The table skips by their token the rows that it has, but a view behind it may lack them: a
+    /// server that is killed has written the one and not the other, for they are no transaction. So all of them, if the
     /// token cannot have left the server's window, and every row of the block came under it.
-    async fn sends_all_again(&self, prepared: &Prepared) -> bool {
-        let young = |first| now_ms().saturating_sub(first) < self.worker.deadline_ms();
-        if !prepared.first_ms.is_some_and(young) {
-            return false;
-        }
+    async fn sends(&self, prepared: &Prepared) -> Sends {
+        let Some(first_ms) = prepared.first_ms else {
+            return Sends::Missing;
+        };
         let sql = format!(
             "SELECT notEmpty(dependencies_table) FROM system.tables WHERE database = {} AND name = 'events'",
             literal(&self.worker.config.clickhouse.database)
         );
         let ask =
             async || -> Result<Option<u8>> { self.worker.reads().query_raw(&sql).fetch_optional().await };
-        until_done(Service::ClickHouse, "ask for views behind the table", ask).await == Some(1)
+        match until_done(Service::ClickHouse, "ask for views behind the table", ask).await {
+            Some(1) if now_ms().saturating_sub(first_ms) < self.worker.deadline_ms() => Sends::All,
+            Some(1) => Sends::MissingDespiteViews,
+            _ => Sends::Missing,
+        }
     }
 
     /// The payloads no longer give the announced digest: retention or compaction took records. The old announcement's

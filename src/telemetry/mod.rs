@@ -47,6 +47,7 @@ const CLOCK_DIFFERENCE: &str = "sluice_clock_difference_seconds";
 const CONSUMER_RESTARTS: &str = "sluice_consumer_restarts_total";
 const DECIDED_OTHERWISE: &str = "sluice_decided_otherwise_total";
 const LOST_ROWS: &str = "sluice_lost_rows_total";
+const VIEWS_DOUBTFUL: &str = "sluice_views_doubtful_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
 const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
 const BUILD_INFO: &str = "sluice_build_info";
@@ -55,7 +56,7 @@ const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 20] = [
+const COUNTERS: [(&str, Unit, &str); 21] = [
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -115,6 +116,11 @@ const COUNTERS: [(&str, Unit, &str); 20] = [
         LOST_ROWS,
         Unit::Count,
         "Rows that ClickHouse had acknowledged and did not have, as after a crash; they were written again.",
+    ),
+    (
+        VIEWS_DOUBTFUL,
+        Unit::Count,
+        "Blocks recovered so late that views behind the table may lack rows of them: compare them with the table.",
     ),
     (
         ANNOUNCEMENTS_LOST,
@@ -244,6 +250,7 @@ pub struct Metrics {
     pub consumer_restarts: Counter,
     pub decided_otherwise: Counter,
     pub lost_rows: Counter,
+    pub views_doubtful: Counter,
     pub announcements_lost: Counter,
     pub bad_overrides: Counter,
     pub clock_difference: Family<Service, Gauge>,
@@ -274,6 +281,7 @@ impl Metrics {
             consumer_restarts: counter!(CONSUMER_RESTARTS),
             decided_otherwise: counter!(DECIDED_OTHERWISE),
             lost_rows: counter!(LOST_ROWS),
+            views_doubtful: counter!(VIEWS_DOUBTFUL),
             announcements_lost: counter!(ANNOUNCEMENTS_LOST),
             bad_overrides: counter!(BAD_OVERRIDES),
             clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),

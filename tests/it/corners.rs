@@ -16,6 +16,8 @@ use crate::harness::wait::{eventually, seen};
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The dead are missed soon.
 const SOON_MISSED: &str = r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"400"}"#;
+/// What a worker says of a block of which views may lack rows.
+const VIEWS_DOUBTFUL: &str = "the views behind the table may lack rows";
 /// Dies at the first block that comes so far.
 const DIES_AFTER_ANNOUNCE: &str = "after-announce=1*return";
 
@@ -359,16 +361,9 @@ fn a_token_that_the_table_has_forgotten_is_not_needed_for_rows_that_are_there() 
     assert!(landed.iter().all(|row| scene.rows().contains(row)));
 }
 
-#[test]
-fn a_view_that_missed_what_the_table_has_gets_it_when_the_block_is_recovered() {
-    let mut scene = Scene::new("view", 1);
-    scene.set("kafka.options", SOON_MISSED);
-    let mut load = Load::new(1);
-    let sent = scene.produce(load.take(500));
-    scene.start_failing("after-insert=1*return", &[]).ready().dies();
-    let landed = scene.rows();
-    assert!(!landed.is_empty());
-    // A server that was killed between the table's part and the view's has the rows, and the view has not.
+/// Puts a view behind the table. As if the server had been killed between the table's part and the view's, the table has
+/// rows that the view has not.
+fn copy_from_now_on(scene: &Scene) {
     scene.clickhouse.run(&format!(
         "CREATE TABLE {0}.copies (partition UInt32, offset UInt64) ENGINE = MergeTree ORDER BY (partition, offset) \
          SETTINGS non_replicated_deduplication_window = 1000",
@@ -379,6 +374,18 @@ fn a_view_that_missed_what_the_table_has_gets_it_when_the_block_is_recovered() {
          SELECT kafka_partition AS partition, kafka_offset AS offset FROM {0}.events",
         scene.database
     ));
+}
+
+#[test]
+fn a_view_that_missed_what_the_table_has_gets_it_when_the_block_is_recovered() {
+    let mut scene = Scene::new("view", 1);
+    scene.set("kafka.options", SOON_MISSED);
+    let mut load = Load::new(1);
+    let sent = scene.produce(load.take(500));
+    scene.start_failing("after-insert=1*return", &[]).ready().dies();
+    let landed = scene.rows();
+    assert!(!landed.is_empty());
+    copy_from_now_on(&scene);
     settle(&scene);
     Ledger::check(&sent, &scene);
     let copies = scene.clickhouse.run(&format!(
@@ -388,6 +395,29 @@ fn a_view_that_missed_what_the_table_has_gets_it_when_the_block_is_recovered() {
     let copies: Vec<i64> = copies.lines().map(|line| line.parse().unwrap()).collect();
     let offsets: Vec<i64> = scene.rows().iter().map(|row| row.offset).collect();
     assert_eq!(copies, offsets, "the view has each row once");
+    assert_eq!(scene.logged(VIEWS_DOUBTFUL), 0);
+}
+
+#[test]
+fn a_view_that_may_lack_a_block_that_came_back_too_late_is_told_of() {
+    let mut scene = Scene::new("lateview", 1);
+    scene.set("kafka.options", SOON_MISSED);
+    scene.set_deadline(2);
+    let mut load = Load::new(1);
+    let sent = scene.produce(load.take(500));
+    scene.start_failing("after-insert=1*return", &[]).ready().dies();
+    assert!(!scene.rows().is_empty());
+    copy_from_now_on(&scene);
+    eventually("the announcement is too old", PATIENCE, || {
+        let age = scene.clickhouse.run(&format!(
+            "SELECT now64(3) > max(ingested_at) + INTERVAL 2 SECOND FROM {}.events FORMAT TSV",
+            scene.database
+        ));
+        seen(age.trim() == "1", age)
+    });
+    settle(&scene);
+    Ledger::check(&sent, &scene);
+    assert_eq!(scene.logged(VIEWS_DOUBTFUL), 1);
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub(crate) fn ask(s: &Scenario, state: &mut State, at: At) {
     if s.also(Remedy::StopAtOtherRows) && services::present(s, &state.table, records).iter().any(of_others) {
         return stop(s, state, at);
     }
-    // Where views stand behind the table, a young block is sent again whole: `recovery::sends_all_again`.
+    // Where views stand behind the table, a young block is sent again whole: `recovery::Partition::sends`.
     let is_young = |first| clock(s, state, at) < first + s.deadline;
     let present = if block.first.is_some_and(is_young) || !s.has(Guard::FirstQuery) {
         Set::default()

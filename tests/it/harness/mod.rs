@@ -315,7 +315,7 @@ impl Scene {
     }
 
     /// Logs of all workers so far, by their start.
-    fn logs(&self) -> Vec<PathBuf> {
+    pub(crate) fn logs(&self) -> Vec<PathBuf> {
         let mut logs: Vec<PathBuf> = std::fs::read_dir(&self.folder)
             .unwrap()
             .map(|entry| entry.unwrap().path())
