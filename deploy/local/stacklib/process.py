@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from .common import Failure
 
@@ -27,7 +28,7 @@ class Process:
 
         def record() -> None:
             pid = os.getpid()
-            self._file.write_text(f"{pid} {_stat(pid)[1]}\n")
+            self._file.write_text(f"{pid} {_stat(pid).started}\n")
 
         with self.log.open("ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {' '.join(argv)[:200]}\n".encode())
@@ -38,24 +39,28 @@ class Process:
         child.returncode = 0
 
     def pid(self) -> "int | None":
-        """None when it never started or has ended; a zombie has ended."""
+        """None when it never started or has ended; a zombie has ended, once none of its threads holds a port any more."""
         try:
             pid, started = map(int, self._file.read_text().split())
         except (FileNotFoundError, ValueError):
             return None
-        state = _stat(pid)
-        return pid if state is not None and state[0] not in "ZX" and state[1] == started else None
+        stat = _stat(pid)
+        if stat is None or stat.started != started:
+            return None
+        return None if stat.state in "ZX" and stat.threads <= 1 else pid
 
     def paused(self) -> bool:
         pid = self.pid()
-        return pid is not None and (_stat(pid) or ("", 0))[0] == "T"
+        stat = None if pid is None else _stat(pid)
+        return stat is not None and stat.state == "T"
 
     def seconds_up(self) -> float:
         pid = self.pid()
-        if pid is None:
+        stat = None if pid is None else _stat(pid)
+        if stat is None:
             return 0.0
         uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return max(0.0, uptime - (_stat(pid) or ("", 0))[1] / os.sysconf("SC_CLK_TCK"))
+        return max(0.0, uptime - stat.started / os.sysconf("SC_CLK_TCK"))
 
     def signal(self, number: int) -> None:
         pid = self.pid()
@@ -103,11 +108,19 @@ def _until(condition, seconds: float) -> bool:
     return True
 
 
-def _stat(pid: int) -> "tuple[str, int] | None":
-    """State letter and start time in clock ticks since boot; None when there is no such process."""
+class Stat(NamedTuple):
+    """What the kernel tells of a process: its state's letter, how many threads are left, when it started, in clock ticks
+    since boot."""
+
+    state: str
+    threads: int
+    started: int
+
+
+def _stat(pid: int) -> "Stat | None":
     try:
         # The name in parentheses may itself hold spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return fields[0], int(fields[19])
+    return Stat(fields[0], int(fields[17]), int(fields[19]))
