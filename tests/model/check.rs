@@ -1,10 +1,11 @@
 //! Goes through all states of a scenario, and tells what was found.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::iter::successors;
 use std::time::{Duration, Instant};
 
-use stateright::{Checker, HasDiscoveries, Model};
+use stateright::{Checker, HasDiscoveries, Model, Path};
 
 use crate::scenario::Scenario;
 use crate::state::State;
@@ -21,24 +22,19 @@ pub(crate) struct Verdict {
     pub(crate) broken: Option<(&'static str, String)>,
 }
 
-/// Goes through all states, on so many threads, until a property does not hold: `which`, or any. On one thread the way
-/// there is a shortest one.
-pub(crate) fn check(scenario: &Scenario, which: Option<&'static str>, threads: usize) -> Verdict {
+/// Goes through all states, on so many threads, until a property does not hold.
+fn check(scenario: &Scenario, threads: usize) -> Verdict {
     let start = Instant::now();
-    let finish = which.map_or(HasDiscoveries::AnyFailures, |property| {
-        HasDiscoveries::AllOf([property].into())
-    });
     let checker = scenario
         .clone()
         .checker()
         .threads(threads)
-        .finish_when(finish)
+        .finish_when(HasDiscoveries::AnyFailures)
         .spawn_bfs()
         .join();
     let broken = checker
         .discoveries()
         .into_iter()
-        .filter(|(property, _)| which.is_none_or(|which| which == *property))
         .min_by_key(|(_, path)| path.clone().into_actions().len());
     Verdict {
         states: checker.unique_state_count(),
@@ -48,16 +44,46 @@ pub(crate) fn check(scenario: &Scenario, which: Option<&'static str>, threads: u
     }
 }
 
-/// A shortest way to break a property; panics if there is none.
+/// A shortest way to break a property; panics if there is none. (The checker keeps the last one that it comes across
+/// before it stops, not the first.)
 pub(crate) fn counterexample(scenario: &Scenario, property: &'static str) -> String {
-    let verdict = check(scenario, Some(property), 1);
-    let (_, story) = verdict.broken.unwrap_or_else(|| {
-        panic!(
-            "{}, without {:?}: {property}, in all of {} states",
-            scenario.name, scenario.without, verdict.states
-        )
-    });
-    story
+    let holds = scenario.property(property).condition;
+    let first = scenario.initial();
+    let hasher = RandomState::new();
+    let mut known = HashSet::from([hasher.hash_one(&first)]);
+    // Each state in the order of its distance, with the one before it and the step from there.
+    let mut states: Vec<(State, Option<(usize, Step)>)> = vec![(first.clone(), None)];
+    let mut at = 0;
+    while let Some((state, _)) = states.get(at).cloned() {
+        if !holds(scenario, &state) {
+            let before = |&(at, _): &(usize, Step)| states[at].1;
+            let mut way: Vec<Step> = successors(states[at].1, before).map(|(_, step)| step).collect();
+            way.reverse();
+            return story(
+                scenario,
+                Path::from_actions(scenario, first, &way).expect("the way there"),
+            );
+        }
+        for step in steps(scenario, &state) {
+            if let Some(next) = scenario.next_state(&state, step)
+                && known.insert(hasher.hash_one(&next))
+            {
+                states.push((next, Some((at, step))));
+            }
+        }
+        at += 1;
+    }
+    panic!(
+        "{}, without {:?}: {property}, in all of {at} states",
+        scenario.name, scenario.without
+    )
+}
+
+/// What can happen next.
+fn steps(scenario: &Scenario, state: &State) -> Vec<Step> {
+    let mut steps = Vec::new();
+    scenario.actions(state, &mut steps);
+    steps
 }
 
 /// Goes through all states of all scenarios, prints what was found, and fails if anything was.
@@ -70,7 +96,7 @@ pub(crate) fn run(scenarios: &[Scenario]) {
     let mut broken = Vec::new();
     let mut total = 0;
     for scenario in scenarios {
-        let verdict = check(scenario, None, threads);
+        let verdict = check(scenario, threads);
         let outcome = verdict.broken.as_ref().map_or("holds", |(property, _)| property);
         println!(
             "{:<24} {:>10} {:>6} {:>8.1}s  {outcome}",
@@ -93,19 +119,14 @@ pub(crate) fn run(scenarios: &[Scenario]) {
 /// Whether some state can be reached from itself, and how many states were looked at: all, or the first `most`. If none
 /// can, every run ends.
 pub(crate) fn circle(scenario: &Scenario, most: usize) -> (bool, usize) {
-    let expand = |state: &State| {
-        let mut steps = Vec::new();
-        scenario.actions(state, &mut steps);
-        steps
-    };
     let hasher = RandomState::new();
     let fingerprint = |state: &State| hasher.hash_one(state);
     let first = scenario.initial();
     // Whether each state that was seen is on the way from the first one to the present one.
     let mut on_the_way: HashMap<u64, bool> = HashMap::from([(fingerprint(&first), true)]);
-    let mut way: Vec<(State, Vec<Step>)> = vec![(first.clone(), expand(&first))];
-    while let Some((state, steps)) = way.last_mut() {
-        let Some(step) = steps.pop() else {
+    let mut way: Vec<(State, Vec<Step>)> = vec![(first.clone(), steps(scenario, &first))];
+    while let Some((state, left)) = way.last_mut() {
+        let Some(step) = left.pop() else {
             on_the_way.insert(fingerprint(state), false);
             way.pop();
             continue;
@@ -120,8 +141,8 @@ pub(crate) fn circle(scenario: &Scenario, most: usize) -> (bool, usize) {
             }
             None if on_the_way.len() >= most => return (false, on_the_way.len()),
             None => {
-                let steps = expand(&next);
-                way.push((next, steps));
+                let left = steps(scenario, &next);
+                way.push((next, left));
             }
         }
     }
@@ -130,7 +151,7 @@ pub(crate) fn circle(scenario: &Scenario, most: usize) -> (bool, usize) {
 
 /// Panics if any property does not hold.
 pub(crate) fn holds(scenario: &Scenario) {
-    let verdict = check(scenario, None, 2);
+    let verdict = check(scenario, 2);
     if let Some((property, story)) = verdict.broken {
         panic!("{}: {property}\n{story}", scenario.name);
     }

@@ -174,6 +174,10 @@ pub(crate) fn take(s: &Scenario, state: &mut State, step: Step) {
         Step::TokenOnly(insert, month) => {
             services::note(state, insert, month);
             settle::doubt(state, insert);
+            // The server had it, and died: only who waits for the answer sends it again.
+            if insert.waits.is_none() {
+                state.table.in_flight.retain(|other| *other != insert);
+            }
         }
         Step::Tick => tick(s, state),
         Step::Forget(known) => state.table.window.retain(|other| *other != known),

@@ -52,10 +52,31 @@ fn offsets_that_are_gone_while_an_insert_is_on_its_way() {
 #[test]
 fn records_that_come_in_the_place_of_lost_ones_whose_rows_landed() {
     let scenario = Scenario {
-        with: None,
+        no_excuse: true,
         ..truncation(Small)
     };
     tells("other records under an announcement", &scenario, NOTHING_LOST);
+    holds(&scenario.with(Remedy::StopAtOtherRows));
+}
+
+#[test]
+fn an_insert_acknowledged_for_the_token_that_somebody_else_lost() {
+    let scenario = Scenario {
+        window: 9,
+        ..Scenario::new("counted early")
+    };
+    let scenario = scenario
+        .record(0, 0, 0)
+        .workers(2)
+        .fault(Fault::Expel, 1)
+        .fault(Fault::TokenOnly, 1);
+    let promised = Scenario {
+        no_excuse: true,
+        ..scenario.clone()
+    };
+    tells("a row is counted before it is there", &promised, COUNTED_ONCE);
+    // It comes there before the group goes past it.
+    holds(&scenario);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The scenarios: each a few records and a few faults, chosen so that one part of the protocol is under strain. The
 //! small ones run with every `make test`, the large ones with `make prove`.
 
-use crate::guard::Remedy;
 use crate::scenario::{Fault, Kind, Record, Scenario};
 
 /// How far a scenario goes.
@@ -71,8 +70,10 @@ pub(crate) fn server_dies(size: Size) -> Scenario {
     scenario
         .record(0, 0, 0)
         .record(0, 1, 1)
+        .workers(size.of(1, 2).into())
         .fault(Fault::TokenOnly, 1)
         .fault(Fault::Crash, 1)
+        .fault(Fault::Expel, size.of(0, 1))
         .fault(Fault::TimeOut, size.of(0, 1))
         .fault(Fault::Tick, size.of(0, 3))
 }
@@ -122,7 +123,7 @@ pub(crate) fn views(size: Size) -> Scenario {
         .record(0, 1, 1)
         .workers(size.of(1, 2).into())
         .fault(Fault::Crash, 1)
-        .fault(Fault::TimeOut, size.of(1, 0))
+        .fault(Fault::TimeOut, 1)
         .fault(Fault::Expel, size.of(0, 1))
         .fault(Fault::Tick, size.of(2, 3))
 }
@@ -274,7 +275,6 @@ pub(crate) fn retention(size: Size) -> Scenario {
 /// A broker loses the end of a partition, and other records come in its place.
 pub(crate) fn truncation(size: Size) -> Scenario {
     Scenario::new("truncation")
-        .with(Remedy::StopAtOtherRows)
         .record(0, 0, 0)
         .record(0, 1, 0)
         .record(0, 2, 0)
@@ -283,6 +283,8 @@ pub(crate) fn truncation(size: Size) -> Scenario {
         .fault(Fault::Truncate, 1)
         .fault(Fault::Crash, size.of(1, 2))
         .fault(Fault::Expel, size.of(0, 1))
+        .fault(Fault::TimeOut, size.of(0, 1))
+        .fault(Fault::Tick, size.of(0, 2))
 }
 
 /// Redis forgets which events passed and how many.
