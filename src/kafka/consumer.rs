@@ -25,6 +25,8 @@ use crate::telemetry::{Service, metrics};
 
 /// How long one poll waits; also how late a block may close by age.
 const POLL: Duration = Duration::from_millis(5);
+/// So many polls in a row without anything say that nothing waits to be polled.
+const QUIET: u32 = 4;
 /// Messages between two looks at which blocks are due.
 const MESSAGES_PER_LOOK: usize = 512;
 /// The least that a partition may hold where memory is shared out, in bytes: a record always fits.
@@ -192,6 +194,8 @@ struct Session<'a> {
     sharing: bool,
     dropped_since: Option<Instant>,
     started_waiting_at: Instant,
+    /// Polls in a row in which nothing came, nor any call.
+    quiet: u32,
 }
 
 impl<'a> Session<'a> {
@@ -211,6 +215,7 @@ impl<'a> Session<'a> {
             sharing: false,
             dropped_since: None,
             started_waiting_at: Instant::now(),
+            quiet: 0,
         }
     }
 
@@ -236,7 +241,11 @@ impl<'a> Session<'a> {
                 continue;
             }
             for _ in 0..MESSAGES_PER_LOOK {
-                match self.consumer.poll(POLL) {
+                let called = self.context.called();
+                let polled = self.consumer.poll(POLL);
+                let quiet = polled.is_none() && called == self.context.called();
+                self.quiet = if quiet { self.quiet + 1 } else { 0 };
+                match polled {
                     Some(Ok(message)) => self.accept(&message),
                     Some(Err(KafkaError::PartitionEOF(partition))) => {
                         if let Some(intake) = self.context.lock().get_mut(&partition) {
@@ -250,7 +259,12 @@ impl<'a> Session<'a> {
                         }
                         break;
                     }
-                    None => break,
+                    None => {
+                        if self.quiet == QUIET {
+                            self.context.lock().values_mut().for_each(Intake::drained);
+                        }
+                        break;
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! Owns the cut of blocks and the check of the record before the committed offset. Never talks to a service.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,28 +26,37 @@ pub struct Bounds {
 }
 
 /// What is known of the partition's end. The client reports that it was reached, in order with the records, but not at
-/// which offset; its statistics know the offset, and come in that order too, but may speak of an earlier assignment.
-/// So an offset counts if two of them in a row agree on it, both after the report and with no record in between.
+/// which offset. Its statistics know the offset, but overtake everything that waits to be polled: an offset may be that
+/// of records which are still to come. So one counts if it was told after the report, then nothing waited any more, and
+/// then it was told again, all with no record in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// Records come.
     Ahead,
     /// It was reached after the last record.
     Reached,
-    /// And the statistics say where, once.
-    ToldOnce(i64),
+    /// And the statistics say where.
+    Told(i64),
+    /// And what waited then has been polled.
+    Drained(i64),
 }
 
 impl End {
     /// Statistics say `end`. Answers whether that counts.
     fn is_told(&mut self, end: i64) -> bool {
         match *self {
-            Self::Ahead => false,
-            Self::ToldOnce(before) if before == end => true,
-            Self::Reached | Self::ToldOnce(_) => {
-                *self = Self::ToldOnce(end);
-                false
-            }
+            Self::Drained(before) if before == end => return true,
+            Self::Ahead => {}
+            Self::Told(before) if before == end => {}
+            Self::Reached | Self::Told(_) | Self::Drained(_) => *self = Self::Told(end),
+        }
+        false
+    }
+
+    /// Nothing waits to be polled.
+    fn drained(&mut self) {
+        if let Self::Told(end) = *self {
+            *self = Self::Drained(end);
         }
     }
 }
@@ -75,6 +85,8 @@ pub struct Intake {
     incarnation: u32,
     in_flight: Arc<InFlight>,
     end: End,
+    /// Offsets at which there was nothing, says [`Intake::told_end`].
+    passed_over: Range<i64>,
     /// Its block is full, and nobody takes it.
     pub paused: bool,
     /// Memory is short, and it holds more than its share.
@@ -94,6 +106,7 @@ impl Intake {
             incarnation,
             in_flight: Arc::clone(in_flight),
             end: End::Ahead,
+            passed_over: 0..0,
             paused: false,
             over_share: false,
         }
@@ -122,6 +135,11 @@ impl Intake {
             return Ok(());
         }
         if record.offset < self.open.next() {
+            if self.passed_over.contains(&record.offset) {
+                return Err(Refusal::PassedOver {
+                    offset: record.offset,
+                });
+            }
             return Ok(());
         }
         if self.announced.is_some_and(|a| record.offset >= a.end) {
@@ -142,6 +160,16 @@ impl Intake {
         self.end = End::Reached;
     }
 
+    /// What the client had for the worker has been polled.
+    pub fn drained(&mut self) {
+        self.end.drained();
+    }
+
+    /// The client throws away what it has, and fetches it again later.
+    pub fn refetches(&mut self) {
+        self.end = End::Ahead;
+    }
+
     /// The client's statistics say at which offset it last reached the end. What lies between the last record and there
     /// (markers of transactions, what compaction took) will never be a record: an announced block that ends there gets
     /// no more, and the rest is settled as a block without records.
@@ -151,8 +179,9 @@ impl Intake {
         };
         match self.announced {
             Some(announced) if end < announced.end => return AtEnd::BeforeAnnounced(announced.end),
-            Some(_) => {}
+            Some(announced) => self.passed_over = self.open.next()..announced.end,
             None if self.open.is_empty() && lane.outstanding().blocks() == 0 && self.open.next() < end => {
+                self.passed_over = self.open.next()..end;
                 self.open.pass_over(end);
             }
             None => return AtEnd::Nothing,
@@ -247,12 +276,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_counts_once_it_was_reached_and_two_statistics_agree_on_it() {
+    fn an_end_counts_if_it_is_told_again_once_nothing_waits() {
         let mut end = End::Ahead;
+        end.drained();
         assert!(!end.is_told(7) && !end.is_told(7), "records still come");
         end = End::Reached;
-        assert!(!end.is_told(7), "perhaps of an earlier assignment");
-        assert!(!end.is_told(9) && !end.is_told(7), "they do not agree");
-        assert!(end.is_told(7) && end.is_told(7));
+        assert!(!end.is_told(7), "perhaps of records that wait to be polled");
+        assert!(!end.is_told(7), "they still wait");
+        end.drained();
+        assert!(!end.is_told(9), "more came since");
+        assert!(!end.is_told(9));
+        end.drained();
+        assert!(end.is_told(9) && end.is_told(9));
     }
 }

@@ -175,6 +175,15 @@ pub enum Refusal {
         /// The configured incarnation.
         incarnation: u32,
     },
+    /// The client gave a record where it had said that there is none.
+    #[error(
+        "a record came at offset {offset}, where the client had said that the partition ends: it may be passed over; \
+         please report this"
+    )]
+    PassedOver {
+        /// Where it stands.
+        offset: i64,
+    },
     /// A worker with a higher incarnation was here.
     #[error("kafka.incarnation is {configured}, but the group's offsets were committed under {found}")]
     OlderIncarnation {

@@ -48,6 +48,8 @@ pub(super) struct Context {
     /// Partitions that seem to end before the block that was announced, each with that block's end.
     cut_off: Mutex<BTreeMap<i32, i64>>,
     reach: Mutex<Reach>,
+    /// How many calls the client made to this.
+    called: AtomicU64,
     broken: Mutex<Option<Broken>>,
 }
 
@@ -73,6 +75,7 @@ impl Context {
             waiting: Mutex::default(),
             cut_off: Mutex::default(),
             reach: Mutex::default(),
+            called: AtomicU64::new(0),
             broken: Mutex::default(),
         }
     }
@@ -80,6 +83,15 @@ impl Context {
     /// Who may commit what.
     pub(super) fn ownership(&self) -> &Arc<Ownership> {
         &self.ownership
+    }
+
+    /// How many calls the client made to this: a poll without an answer in which there was one may have left records.
+    pub(super) fn called(&self) -> u64 {
+        self.called.load(Ordering::Relaxed)
+    }
+
+    fn is_called(&self) {
+        self.called.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What a callback has found, once.
@@ -270,6 +282,9 @@ impl Context {
     pub(super) fn pause(&self, consumer: &BaseConsumer<Self>, partition: i32, pause: bool) {
         let mut tpl = TopicPartitionList::new();
         tpl.add_partition(&self.worker.config.kafka.topic, partition);
+        if let Some(intake) = self.lock().get_mut(&partition) {
+            intake.refetches();
+        }
         let done = if pause {
             consumer.pause(&tpl)
         } else {
@@ -382,6 +397,7 @@ impl Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
+        self.is_called();
         let kafka_up_for = self.worker.health.up_for(Service::Kafka);
         let lost = self.reach.lock().unwrap_or_else(PoisonError::into_inner).told(
             &statistics,
@@ -408,6 +424,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.is_called();
         // Reaching the end of a partition is heard of by polling.
         if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
             tracing::warn!(error = %error, reason, "the Kafka client reports");
@@ -417,6 +434,7 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, tpl: &mut TopicPartitionList) {
+        self.is_called();
         let partitions: Vec<i32> = tpl
             .elements()
             .iter()
