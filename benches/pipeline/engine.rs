@@ -14,7 +14,7 @@ pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
             "CREATE TABLE {db}.rows (uuid UUID, token LowCardinality(String), event LowCardinality(String), \
              distinct_id String, timestamp DateTime64(3, 'UTC'), properties String, kafka_topic LowCardinality(String), \
              kafka_partition UInt32, kafka_offset UInt64, ingested_at DateTime64(3, 'UTC')) ENGINE = MergeTree \
-             PARTITION BY toYYYYMM(timestamp) ORDER BY (token, toDate(timestamp), event, cityHash64(distinct_id), uuid)"
+             PARTITION BY toYYYYMM(timestamp) ORDER BY (token, toDate(timestamp), event, cityHash64(distinct_id), uuid, timestamp)"
         ),
         format!(
             "CREATE TABLE {db}.queue (uuid UUID, token String, event String, distinct_id String, \

@@ -45,7 +45,7 @@ fn events_table(database: &str, deadline_seconds: u32) -> String {
         )
         ENGINE = ReplacingMergeTree
         PARTITION BY toYYYYMM(greatest(timestamp, toDateTime64('{OLDEST_PARTITION_YEAR}-01-01 00:00:00', 3, 'UTC')))
-        ORDER BY (token, toDate(timestamp), event, cityHash64(distinct_id), uuid)
+        ORDER BY (token, toDate(timestamp), event, cityHash64(distinct_id), uuid, timestamp)
         SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW},
                  deduplicate_merge_projection_mode = 'rebuild'",
         db = identifier(database),

@@ -550,3 +550,21 @@ fn an_event_that_comes_back_from_overflow_keeps_its_time_and_its_uuid() {
     assert_eq!(Some(row.timestamp), sent.timestamp);
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn by_content_events_that_share_an_id_have_a_row_each() {
+    let mut scene = Scene::new("contentid", 1);
+    scene.set("dedup.by", "content");
+    let at = |second: u32| {
+        Record::of(
+            0,
+            format!(
+                r#"{{"token":"t","event":"e","distinct_id":"d","uuid":"batch","timestamp":"2026-01-01T00:00:0{second}Z"}}"#
+            ),
+        )
+    };
+    scene.produce((0..5).map(at).chain((0..5).map(at)).collect());
+    settle(&scene);
+    let offsets: Vec<i64> = scene.rows().iter().map(|row| row.offset).collect();
+    assert_eq!(offsets, [0, 1, 2, 3, 4]);
+}
