@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::acts::PATIENCE;
 use super::plan::{PARTITIONS, Plan};
 use crate::harness::Scene;
 use crate::harness::events::Load;
 use crate::harness::kafka::Record;
 use crate::harness::proxy::Proxy;
 use crate::harness::stack::PrivateStack;
+use crate::harness::wait::eventually;
 use crate::harness::worker::Worker;
 
 /// How often the group's offsets are read.
@@ -276,9 +278,12 @@ impl<'a> World<'a> {
     /// How many records each partition's group offset has come to.
     pub(super) fn committed(&self) -> HashMap<i32, i64> {
         let scene = &self.scene;
-        let committed = scene.kafka.committed(&scene.group, &scene.topic, PARTITIONS);
+        // A coordinator that has just moved does not answer at once.
+        let committed = eventually("the group's offsets", PATIENCE, || {
+            scene.kafka.committed(&scene.group, &scene.topic, PARTITIONS)
+        });
         (0..)
-            .zip(committed.unwrap())
+            .zip(committed)
             .map(|(partition, committed)| (partition, committed.map_or(0, |(offset, _)| offset)))
             .collect()
     }
