@@ -64,7 +64,7 @@ impl Default for Dedup {
     fn default() -> Self {
         Self {
             window_seconds: 86_400,
-            layout: Layout::Keys,
+            layout: Layout::Packed,
             by: DedupBy::Id,
         }
     }

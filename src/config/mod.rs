@@ -155,7 +155,8 @@ pub struct Dedup {
     /// How long an event is remembered, in seconds, 1 to 31,622,400 (366 days). Default 86,400. Redis holds
     /// every event of that time; what comes again later is written again.
     pub window_seconds: u64,
-    /// How claims are laid out in Redis. Default `keys`.
+    /// How claims are laid out in Redis. Default `packed`. The claims of one layout are not found in the other: a worker
+    /// whose layout is not that of the claims in Redis does not start.
     pub layout: Layout,
     /// What makes two events the same. Default `id`.
     pub by: DedupBy,
@@ -165,8 +166,19 @@ pub struct Dedup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// One key an event.
+    /// Many events a key: about 30 bytes an event. The window is 45 days at the most.
+    Packed,
+    /// One key an event: about 165 bytes an event.
     Keys,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Packed => "packed",
+            Self::Keys => "keys",
+        })
+    }
 }
 
 /// What makes two events the same.

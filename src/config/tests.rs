@@ -187,7 +187,7 @@ fn values_out_of_range_or_of_the_wrong_type_are_refused_by_key_and_value() {
         ("clickhouse.url", "\"tcp://a:9000\"", "http://host:port"),
         ("clickhouse.url", "\"nowhere\"", "http://host:port"),
         ("dedup.by", "\"uuid\"", "\"id\" or \"content\""),
-        ("dedup.layout", "\"packed\"", "cannot do otherwise yet"),
+        ("dedup.layout", "\"hash\"", "\"packed\" or \"keys\""),
         ("dedup.window_seconds", "0", "1 to"),
         ("http.admin_listen", "\"9100\"", "IP address and port"),
         ("http.listen", "\"127.0.0.1\"", "IP address and port"),

@@ -12,6 +12,8 @@ use super::{
 };
 
 const DAY: u64 = 86_400;
+/// Claims of the layout `packed` tell seconds modulo 2^24, and live for up to two windows.
+const LONGEST_PACKED: u64 = 45 * DAY;
 const MIB: u64 = 1 << 20;
 
 /// The configuration, or everything that is wrong with it.
@@ -121,8 +123,8 @@ fn dedup(layers: &mut Layers) -> Dedup {
         layout: layers.choice(
             "dedup.layout",
             default.layout,
-            &[("keys", Layout::Keys)],
-            &["packed"],
+            &[("packed", Layout::Packed), ("keys", Layout::Keys)],
+            &[],
         ),
         by: layers.choice(
             "dedup.by",
@@ -205,6 +207,15 @@ fn cross_check(config: &Config, layers: &mut Layers) {
         layers.problem(format!(
             "worker.max_in_flight_bytes = {held} and batch.max_bytes = {block}: the first must be at least twice \
              the second, as one block is written while the next is read"
+        ));
+    }
+    let Dedup {
+        layout, window_seconds, ..
+    } = config.dedup;
+    if layout == Layout::Packed && window_seconds > LONGEST_PACKED {
+        layers.problem(format!(
+            "dedup.window_seconds = {window_seconds} and dedup.layout = \"{layout}\": at most {LONGEST_PACKED} (45 days); \
+             only the layout keys remembers for longer"
         ));
     }
     let Http { listen, admin_listen } = config.http;

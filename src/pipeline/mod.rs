@@ -4,10 +4,10 @@
 //! one did); nothing is committed before everything below it is acknowledged by its destination.
 
 pub mod block;
+pub mod claim;
 pub mod lane;
 
 mod announce;
-mod claim;
 mod complete;
 mod decode;
 mod frontier;

@@ -11,13 +11,13 @@ use bytes::BytesMut;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
 use super::block::InFlight;
-use super::claim::KeyPerEvent;
+use super::claim::{Claims, Secret};
 use super::permit::Limits;
 use super::retry::until_done;
 use super::source::{Register, Source};
 use super::spare::Spare;
 use crate::clickhouse::schema::{self, EventsTable, Mismatch};
-use crate::config::Config;
+use crate::config::{Config, Layout};
 use crate::event::Decoded;
 use crate::faults;
 use crate::health::Health;
@@ -26,8 +26,10 @@ use crate::redis::keys::Keys;
 use crate::redis::{Redis, Script};
 use crate::telemetry::Service;
 
-/// The marker of claims kept as one string for each event.
-const LAYOUT: &str = "keys";
+/// The mark of claims in the layout `keys`.
+const KEYS: &str = "keys";
+/// The mark of claims in the layout `packed`, version 1; the secret follows in hexadecimal.
+const PACKED: &str = "packed:1:";
 
 /// Why a worker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +41,14 @@ pub enum StartError {
     #[error(transparent)]
     Table(#[from] Mismatch),
     /// The claims in Redis are kept otherwise.
-    #[error("dedup.layout is {configured}, but the claims in Redis are kept in the layout {found}")]
+    #[error("dedup.layout = \"{configured}\", but the claims in Redis are kept in the layout {found:?}, says {key}")]
     Layout {
         /// The configured layout.
-        configured: &'static str,
-        /// The marker found.
+        configured: Layout,
+        /// The layout of the mark.
         found: String,
+        /// The mark's key.
+        key: String,
     },
     /// The register is full: more topics and incarnations than a coordinate can tell apart.
     #[error("the register of sources in Redis ({0}) has no number left for this topic")]
@@ -75,7 +79,7 @@ pub struct Worker {
     pub(super) table: EventsTable,
     pub(super) keys: Keys,
     pub(super) limits: Limits,
-    pub(super) claims: KeyPerEvent,
+    pub(super) claims: Claims,
     pub(super) scripts: Scripts,
     pub(super) register: Register,
     pub(super) source: Source,
@@ -109,7 +113,8 @@ impl Worker {
             schema::compare(&clickhouse, &config.clickhouse.database, deadline).await
         };
         let table = until_done(Service::ClickHouse, "look at the table", ask).await?;
-        mark_layout(&redis, &keys).await?;
+        let secret = mark_layout(&redis, &keys, config.dedup.layout).await?;
+        note_version(&redis, &keys).await;
         let register = Register::new();
         let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
         let enter = async || register.number(&redis, &keys, topic, true).await;
@@ -120,7 +125,7 @@ impl Worker {
 
         Ok(Self {
             limits: Limits::new(config.rate_limit.limit, config.rate_limit.window_seconds),
-            claims: KeyPerEvent::new(keys.clone(), config.dedup.window_seconds),
+            claims: Claims::new(keys.clone(), config.dedup.window_seconds, secret.as_ref()),
             scripts: Scripts {
                 permit: Script::new(include_str!("permit.lua")),
                 remember_token: Script::new(include_str!("remember_token.lua")),
@@ -175,27 +180,42 @@ impl Worker {
     }
 }
 
-/// Claims of one layout are not seen by another: the first worker leaves a mark, the others compare.
-async fn mark_layout(redis: &Redis, keys: &Keys) -> Result<(), StartError> {
+/// Claims of one layout are not seen by another: the first worker leaves a mark, the others compare. Answers the secret
+/// of `packed`.
+async fn mark_layout(redis: &Redis, keys: &Keys, layout: Layout) -> Result<Option<Secret>, StartError> {
+    let ours = match layout {
+        Layout::Keys => KEYS.to_owned(),
+        Layout::Packed => format!("{PACKED}{:032x}", rand::random::<u128>()),
+    };
     let mut mark = ::redis::cmd("SET");
-    mark.arg(keys.layout()).arg(LAYOUT).arg("NX").arg("GET");
+    mark.arg(keys.layout()).arg(&ours).arg("NX").arg("GET");
     let found: Option<String> = until_done(Service::Redis, "compare the layout of claims", async || {
         redis.command(&mark).await
     })
     .await;
+    let mark = found.unwrap_or(ours);
+    let secret = mark
+        .strip_prefix(PACKED)
+        .and_then(|secret| u128::from_str_radix(secret, 16).ok());
+    match (layout, secret) {
+        (Layout::Keys, _) if mark == KEYS => Ok(None),
+        (Layout::Packed, Some(secret)) => Ok(Some(secret.to_be_bytes())),
+        _ => Err(StartError::Layout {
+            configured: layout,
+            // What follows may be a secret.
+            found: mark.split(':').next().unwrap_or_default().to_owned(),
+            key: keys.layout(),
+        }),
+    }
+}
+
+async fn note_version(redis: &Redis, keys: &Keys) {
     let mut version = ::redis::cmd("SET");
     version.arg(keys.app_version()).arg(env!("CARGO_PKG_VERSION"));
     until_done(Service::Redis, "note the version", async || {
         redis.command::<()>(&version).await
     })
     .await;
-    match found {
-        Some(found) if found != LAYOUT => Err(StartError::Layout {
-            configured: LAYOUT,
-            found,
-        }),
-        _ => Ok(()),
-    }
 }
 
 fn at_least_one(n: u32) -> NonZeroU32 {

@@ -68,6 +68,12 @@ impl Keys {
         key
     }
 
+    /// A shard's claims, `packed` layout: string, how many buckets it has; its buckets are strings of that name, `:` and
+    /// a number. Both live for two windows after their last claim.
+    pub fn claims_of_shard(&self, shard: usize) -> String {
+        format!("{}event:dedup:{{{shard:02x}}}", self.prefix)
+    }
+
     /// The sliding window of a token's permits: hash; lives one window.
     pub fn rate(&self, token: &str) -> String {
         self.tagged("rate:", &[token])
@@ -129,7 +135,7 @@ impl Keys {
         format!("{}config:sources", self.prefix)
     }
 
-    /// The layout that the claims are kept in: string. One that differs from the configuration refuses to start.
+    /// The layout that the claims are kept in, and the secret of `packed`: string. One that differs from the configuration refuses to start.
     pub fn layout(&self) -> String {
         format!("{}config:dedup_layout", self.prefix)
     }

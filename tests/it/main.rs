@@ -20,6 +20,7 @@ mod api_users;
 mod cases;
 mod chaos;
 mod check;
+mod claims;
 mod columns;
 mod corners;
 mod crashes;

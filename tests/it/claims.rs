@@ -1,0 +1,162 @@
+//! Claims against an exact oracle, in both layouts, on the real Redis: none is lost before its window has passed, and none
+//! is kept beyond it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use sluice::pipeline::claim::{Claim, Claims, Wanted};
+use sluice::redis::Redis;
+use sluice::redis::keys::Keys;
+use tokio::runtime::Runtime;
+
+use crate::harness::Scene;
+
+/// `packed` tells seconds: a claim of it may live for up to one more.
+const SLACK_MS: i64 = 1_000;
+
+struct Bench {
+    runtime: Runtime,
+    redis: Redis,
+    claims: Claims,
+    tokens: Vec<String>,
+}
+
+impl Bench {
+    fn new(scene: &Scene, window_seconds: u64, secret: Option<[u8; 16]>) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let redis = runtime.block_on(async { Redis::open(scene.redis_url(), 2).unwrap() });
+        Self {
+            redis,
+            claims: Claims::new(Keys::new(&scene.key("")), window_seconds, secret.as_ref()),
+            tokens: (0..3).map(|n| format!("token-{n}")).collect(),
+            runtime,
+        }
+    }
+
+    /// Claims, and tells between which times of Redis that was.
+    fn claim(&self, wanted: &[Wanted]) -> (i64, Vec<Claim>, i64) {
+        self.runtime.block_on(async {
+            let before = self.redis.time_ms().await.unwrap();
+            let claims = self.claims.claim(&self.redis, &self.tokens, wanted).await.unwrap();
+            (before, claims, self.redis.time_ms().await.unwrap())
+        })
+    }
+}
+
+fn want(token: usize, id: u128, coordinate: i64) -> Wanted {
+    Wanted {
+        token,
+        id,
+        coordinate,
+        takes_over: None,
+    }
+}
+
+/// Both layouts, each with keys of its own.
+fn in_both(name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
+    for secret in [None, Some([7; 16])] {
+        let scene = Scene::new(&format!("{name}{}", if secret.is_some() { "packed" } else { "keys" }), 1);
+        test(&Bench::new(&scene, window_seconds, secret));
+    }
+}
+
+/// What is known of a claim: whose it is, and between which times it was made.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    coordinate: i64,
+    from: i64,
+    to: i64,
+}
+
+#[test]
+fn claims_agree_with_an_exact_oracle_while_windows_turn_over() {
+    const WINDOW: i64 = 2;
+    in_both("oracle", WINDOW as u64, |bench| {
+        let mut random = StdRng::seed_from_u64(20);
+        let mut made: HashMap<(usize, u128), Made> = HashMap::new();
+        let (mut fresh, mut others, mut again, mut expired, mut open) = (0, 0, 0, 0, 0);
+        let mut coordinate = 0;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(9) {
+            let mut wanted: Vec<Wanted> = (0..4_000)
+                .map(|_| {
+                    coordinate += 1;
+                    // Many are seen once, some within the window, some soon after it.
+                    let id = u128::from(random.random_range(0..120_000_u32));
+                    want(random.random_range(0..3), id, coordinate)
+                })
+                .collect();
+            if random.random_bool(0.2) {
+                // A block that comes again, as after a crash.
+                let block = wanted.clone();
+                wanted.extend(block);
+            }
+            let (before, claims, after) = bench.claim(&wanted);
+            for (want, claim) in wanted.iter().zip(claims) {
+                let key = (want.token, want.id);
+                let now = Made {
+                    coordinate: want.coordinate,
+                    from: before,
+                    to: after,
+                };
+                let Some(known) = made.get(&key).copied() else {
+                    assert_eq!(claim, Claim::Ours, "{want:?} was never claimed");
+                    made.insert(key, now);
+                    fresh += 1;
+                    continue;
+                };
+                let (least, most) = (before - known.to, after - known.from);
+                if known.coordinate == want.coordinate {
+                    assert_eq!(claim, Claim::Ours, "{want:?} is its own: {known:?}");
+                    again += 1;
+                } else if most < WINDOW * 1_000 {
+                    assert_eq!(claim, Claim::Others, "{want:?} is {known:?}'s, for {most} ms at most");
+                    others += 1;
+                } else if least > WINDOW * 1_000 + SLACK_MS {
+                    assert_eq!(claim, Claim::Ours, "{want:?}: {known:?} is over for {least} ms at least");
+                    made.insert(key, now);
+                    expired += 1;
+                } else {
+                    if claim == Claim::Ours {
+                        made.insert(key, now);
+                    }
+                    open += 1;
+                }
+            }
+        }
+        println!("{fresh} fresh, {others} others', {again} again, {expired} expired, {open} too close to call");
+        assert!(fresh > 10_000 && others > 1_000 && again > 1_000 && expired > 1_000);
+    });
+}
+
+#[test]
+fn a_replay_takes_over_the_claim_of_exactly_what_it_names() {
+    in_both("takeover", 60, |bench| {
+        let replay = |coordinate, rejected| Wanted {
+            takes_over: Some(rejected),
+            ..want(0, 7, coordinate)
+        };
+        let claim = |wanted: &[Wanted]| bench.claim(wanted).1;
+        assert_eq!(claim(&[want(0, 7, 1), want(0, 7, 2)]), [Claim::Ours, Claim::Others]);
+        assert_eq!(claim(&[replay(10, 2)]), [Claim::Others], "2 has no claim");
+        assert_eq!(claim(&[replay(11, 1)]), [Claim::Ours]);
+        assert_eq!(claim(&[want(0, 7, 1), want(0, 7, 11)]), [Claim::Others, Claim::Ours]);
+        assert_eq!(claim(&[replay(12, 1)]), [Claim::Others], "it was taken over already");
+        assert_eq!(claim(&[replay(11, 1)]), [Claim::Ours], "the same, after a crash");
+        let mixed = [want(1, 8, 20), replay(13, 11), want(0, 7, 14)];
+        assert_eq!(claim(&mixed), [Claim::Ours, Claim::Ours, Claim::Others]);
+        assert_eq!(claim(&[Wanted { takes_over: Some(5), ..want(2, 9, 30) }]), [Claim::Ours], "none is there");
+    });
+}
+
+#[test]
+fn one_id_over_and_over_is_one_claim() {
+    in_both("flood", 60, |bench| {
+        let wanted: Vec<Wanted> = (0..20_000).map(|coordinate| want(0, 1, coordinate)).collect();
+        let (_, claims, _) = bench.claim(&wanted);
+        assert_eq!(claims[0], Claim::Ours);
+        assert!(claims[1..].iter().all(|claim| *claim == Claim::Others));
+    });
+}
