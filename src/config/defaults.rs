@@ -66,6 +66,7 @@ impl Default for Dedup {
             window_seconds: 86_400,
             layout: Layout::Packed,
             by: DedupBy::Id,
+            beyond_window: true,
         }
     }
 }

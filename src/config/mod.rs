@@ -160,6 +160,10 @@ pub struct Dedup {
     pub layout: Layout,
     /// What makes two events the same. Default `id`.
     pub by: DedupBy,
+    /// Whether an event that is older than the window, reckoned from its Kafka record, is looked up in the table: then a
+    /// resend is a duplicate however late it comes, as long as the table has the first. Default true. One query a block
+    /// that has such events; switch it off for imports of history that was never sent before.
+    pub beyond_window: bool,
 }
 
 /// How claims are laid out in Redis.

@@ -132,6 +132,7 @@ fn dedup(layers: &mut Layers) -> Dedup {
             &[("id", DedupBy::Id), ("content", DedupBy::Content)],
             &[],
         ),
+        beyond_window: layers.switch("dedup.beyond_window", default.beyond_window),
     }
 }
 
@@ -210,7 +211,9 @@ fn cross_check(config: &Config, layers: &mut Layers) {
         ));
     }
     let Dedup {
-        layout, window_seconds, ..
+        layout,
+        window_seconds,
+        ..
     } = config.dedup;
     if layout == Layout::Packed && window_seconds > LONGEST_PACKED {
         layers.problem(format!(

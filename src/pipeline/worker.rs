@@ -41,7 +41,9 @@ pub enum StartError {
     #[error(transparent)]
     Table(#[from] Mismatch),
     /// The claims in Redis are kept otherwise.
-    #[error("dedup.layout = \"{configured}\", but the claims in Redis are kept in the layout {found:?}, says {key}")]
+    #[error(
+        "dedup.layout = \"{configured}\", but the claims in Redis are kept in the layout {found:?}, says {key}"
+    )]
     Layout {
         /// The configured layout.
         configured: Layout,

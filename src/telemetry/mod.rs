@@ -47,6 +47,8 @@ const CLOCK_DIFFERENCE: &str = "sluice_clock_difference_seconds";
 const CONSUMER_RESTARTS: &str = "sluice_consumer_restarts_total";
 const DECIDED_OTHERWISE: &str = "sluice_decided_otherwise_total";
 const LOST_ROWS: &str = "sluice_lost_rows_total";
+const BEYOND_WINDOW_LOOKUPS: &str = "sluice_beyond_window_lookups_total";
+const BEYOND_WINDOW_EVENTS: &str = "sluice_beyond_window_events_total";
 const VIEWS_DOUBTFUL: &str = "sluice_views_doubtful_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
 const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
@@ -56,7 +58,7 @@ const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 21] = [
+const COUNTERS: [(&str, Unit, &str); 23] = [
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -116,6 +118,16 @@ const COUNTERS: [(&str, Unit, &str); 21] = [
         LOST_ROWS,
         Unit::Count,
         "Rows that ClickHouse had acknowledged and did not have, as after a crash; they were written again.",
+    ),
+    (
+        BEYOND_WINDOW_LOOKUPS,
+        Unit::Count,
+        "Queries to the table for events that are older than the window of claims; one a block at the most.",
+    ),
+    (
+        BEYOND_WINDOW_EVENTS,
+        Unit::Count,
+        "Events that such a query asked for.",
     ),
     (
         VIEWS_DOUBTFUL,
@@ -251,6 +263,8 @@ pub struct Metrics {
     pub decided_otherwise: Counter,
     pub lost_rows: Counter,
     pub views_doubtful: Counter,
+    pub beyond_window_lookups: Counter,
+    pub beyond_window_events: Counter,
     pub announcements_lost: Counter,
     pub bad_overrides: Counter,
     pub clock_difference: Family<Service, Gauge>,
@@ -282,6 +296,8 @@ impl Metrics {
             decided_otherwise: counter!(DECIDED_OTHERWISE),
             lost_rows: counter!(LOST_ROWS),
             views_doubtful: counter!(VIEWS_DOUBTFUL),
+            beyond_window_lookups: counter!(BEYOND_WINDOW_LOOKUPS),
+            beyond_window_events: counter!(BEYOND_WINDOW_EVENTS),
             announcements_lost: counter!(ANNOUNCEMENTS_LOST),
             bad_overrides: counter!(BAD_OVERRIDES),
             clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),

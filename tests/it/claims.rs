@@ -39,7 +39,11 @@ impl Bench {
     fn claim(&self, wanted: &[Wanted]) -> (i64, Vec<Claim>, i64) {
         self.runtime.block_on(async {
             let before = self.redis.time_ms().await.unwrap();
-            let claims = self.claims.claim(&self.redis, &self.tokens, wanted).await.unwrap();
+            let claims = self
+                .claims
+                .claim(&self.redis, &self.tokens, wanted)
+                .await
+                .unwrap();
             (before, claims, self.redis.time_ms().await.unwrap())
         })
     }
@@ -57,7 +61,10 @@ fn want(token: usize, id: u128, coordinate: i64) -> Wanted {
 /// Both layouts, each with keys of its own.
 fn in_both(name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
     for secret in [None, Some([7; 16])] {
-        let scene = Scene::new(&format!("{name}{}", if secret.is_some() { "packed" } else { "keys" }), 1);
+        let scene = Scene::new(
+            &format!("{name}{}", if secret.is_some() { "packed" } else { "keys" }),
+            1,
+        );
         test(&Bench::new(&scene, window_seconds, secret));
     }
 }
@@ -112,10 +119,18 @@ fn claims_agree_with_an_exact_oracle_while_windows_turn_over() {
                     assert_eq!(claim, Claim::Ours, "{want:?} is its own: {known:?}");
                     again += 1;
                 } else if most < WINDOW * 1_000 {
-                    assert_eq!(claim, Claim::Others, "{want:?} is {known:?}'s, for {most} ms at most");
+                    assert_eq!(
+                        claim,
+                        Claim::Others,
+                        "{want:?} is {known:?}'s, for {most} ms at most"
+                    );
                     others += 1;
                 } else if least > WINDOW * 1_000 + SLACK_MS {
-                    assert_eq!(claim, Claim::Ours, "{want:?}: {known:?} is over for {least} ms at least");
+                    assert_eq!(
+                        claim,
+                        Claim::Ours,
+                        "{want:?}: {known:?} is over for {least} ms at least"
+                    );
                     made.insert(key, now);
                     expired += 1;
                 } else {
@@ -126,7 +141,9 @@ fn claims_agree_with_an_exact_oracle_while_windows_turn_over() {
                 }
             }
         }
-        println!("{fresh} fresh, {others} others', {again} again, {expired} expired, {open} too close to call");
+        println!(
+            "{fresh} fresh, {others} others', {again} again, {expired} expired, {open} too close to call"
+        );
         assert!(fresh > 10_000 && others > 1_000 && again > 1_000 && expired > 1_000);
     });
 }
@@ -139,15 +156,32 @@ fn a_replay_takes_over_the_claim_of_exactly_what_it_names() {
             ..want(0, 7, coordinate)
         };
         let claim = |wanted: &[Wanted]| bench.claim(wanted).1;
-        assert_eq!(claim(&[want(0, 7, 1), want(0, 7, 2)]), [Claim::Ours, Claim::Others]);
+        assert_eq!(
+            claim(&[want(0, 7, 1), want(0, 7, 2)]),
+            [Claim::Ours, Claim::Others]
+        );
         assert_eq!(claim(&[replay(10, 2)]), [Claim::Others], "2 has no claim");
         assert_eq!(claim(&[replay(11, 1)]), [Claim::Ours]);
-        assert_eq!(claim(&[want(0, 7, 1), want(0, 7, 11)]), [Claim::Others, Claim::Ours]);
-        assert_eq!(claim(&[replay(12, 1)]), [Claim::Others], "it was taken over already");
+        assert_eq!(
+            claim(&[want(0, 7, 1), want(0, 7, 11)]),
+            [Claim::Others, Claim::Ours]
+        );
+        assert_eq!(
+            claim(&[replay(12, 1)]),
+            [Claim::Others],
+            "it was taken over already"
+        );
         assert_eq!(claim(&[replay(11, 1)]), [Claim::Ours], "the same, after a crash");
         let mixed = [want(1, 8, 20), replay(13, 11), want(0, 7, 14)];
         assert_eq!(claim(&mixed), [Claim::Ours, Claim::Ours, Claim::Others]);
-        assert_eq!(claim(&[Wanted { takes_over: Some(5), ..want(2, 9, 30) }]), [Claim::Ours], "none is there");
+        assert_eq!(
+            claim(&[Wanted {
+                takes_over: Some(5),
+                ..want(2, 9, 30)
+            }]),
+            [Claim::Ours],
+            "none is there"
+        );
     });
 }
 

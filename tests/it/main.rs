@@ -16,6 +16,7 @@ mod api_mutated;
 mod api_query;
 mod api_server;
 mod api_users;
+mod beyond;
 #[path = "../fuzz/cases/mod.rs"]
 mod cases;
 mod chaos;

@@ -3,6 +3,7 @@
 //! A claim's value is its record's coordinate: a record that comes again finds its own claim and is no duplicate. A
 //! claim is never given back or changed; only a replay takes over the one of the coordinate that it was rejected at.
 
+mod beyond;
 mod keys;
 mod packed;
 
@@ -116,13 +117,15 @@ impl Partition {
         debug_assert!(wanted.len() <= block.len());
         let claim = async || worker.claims.claim(&worker.redis, &decoded.tokens, &wanted).await;
         let claims = until_done(Service::Redis, "claim", claim).await;
-        Ok(claims
+        let mut outcomes: Vec<Outcome> = claims
             .into_iter()
             .map(|claim| match claim {
                 Claim::Ours => Outcome::Pass,
                 Claim::Others => Outcome::Duplicate,
             })
-            .collect())
+            .collect();
+        self.look_beyond(block, decoded, &mut outcomes).await;
+        Ok(outcomes)
     }
 }
 

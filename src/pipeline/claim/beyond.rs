@@ -1,0 +1,150 @@
+//! Beyond the window: a resend that comes after its first claim has expired is still a duplicate.
+//!
+//! A resend keeps its event's time. So only an event that is older than the window, reckoned from its own Kafka record,
+//! can repeat one whose claim has expired. Those few are looked up in the table, by its sorting key, in one query a block:
+//! a row of another record makes it a duplicate. No memory is spent on the past, and none is asked for of a block
+//! without old events.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+
+use ::clickhouse::error::Result;
+use uuid::Uuid;
+
+use super::super::block::Block;
+use super::super::retry::until_done;
+use super::super::{Outcome, Partition};
+use crate::clickhouse::{identifier, literal};
+use crate::config::DedupBy;
+use crate::event::{Decoded, Event};
+use crate::telemetry::{Service, metrics};
+
+/// Bytes of the longest query: a block of events that are all old, with the longest names.
+const LONGEST_QUERY: &str = "1073741824";
+
+/// What two events have in common that are one, within their token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Same {
+    Id(String),
+    /// Name, user and time in ms.
+    Content(String, String, i64),
+}
+
+/// A row of the table: token, id, name, user, time, and its record's topic, incarnation, partition and offset.
+type Row = (String, String, String, String, i64, String, u32, u32, u64);
+
+impl Partition {
+    /// Makes duplicates of those events that the table has rows of, from other records, older than any claim.
+    pub(super) async fn look_beyond(&self, block: &Block, decoded: &Decoded, outcomes: &mut [Outcome]) {
+        let dedup = &self.worker.config.dedup;
+        if !dedup.beyond_window {
+            return;
+        }
+        let window_ms = dedup.window_seconds as i64 * 1000;
+        let old: Vec<usize> = (0..outcomes.len())
+            .filter(|&i| {
+                let event = &decoded.events[i];
+                let record_ms = block.record(event.index).timestamp;
+                outcomes[i] == Outcome::Pass && record_ms.saturating_sub(event.timestamp) > window_ms
+            })
+            .collect();
+        if old.is_empty() {
+            return;
+        }
+        metrics().beyond_window_lookups.increment(1);
+        metrics().beyond_window_events.increment(old.len() as u64);
+        let sql = self.rows_like(dedup.by, decoded, &old);
+        let reads = self.worker.reads().with_setting("max_query_size", LONGEST_QUERY);
+        let ask = async || -> Result<Vec<Row>> { reads.query_raw(&sql).fetch_all().await };
+        let rows = until_done(Service::ClickHouse, "look beyond the window", ask).await;
+        let by_others = self.by_others(dedup.by, rows);
+        for i in old {
+            let event = &decoded.events[i];
+            let token = &decoded.tokens[event.token as usize];
+            let known = by_others.get(token.as_str());
+            if let Some(offsets) = known.and_then(|known| known.get(&same(dedup.by, decoded, event)))
+                && offsets.iter().any(|offset| *offset != Some(event.offset))
+            {
+                outcomes[i] = Outcome::Duplicate;
+            }
+        }
+    }
+
+    /// What the rows are of: by token, the offsets of this partition, or `None` for a record of elsewhere.
+    fn by_others(&self, by: DedupBy, rows: Vec<Row>) -> HashMap<String, HashMap<Same, HashSet<Option<i64>>>> {
+        let kafka = &self.worker.config.kafka;
+        let mut known: HashMap<String, HashMap<Same, HashSet<Option<i64>>>> = HashMap::new();
+        for (token, uuid, event, user, time, topic, incarnation, partition, offset) in rows {
+            let same = match by {
+                DedupBy::Id => Same::Id(uuid),
+                DedupBy::Content => Same::Content(event, user, time),
+            };
+            let here =
+                topic == kafka.topic && incarnation == kafka.incarnation && partition as i32 == self.number;
+            let offset = here.then_some(offset as i64);
+            known
+                .entry(token)
+                .or_default()
+                .entry(same)
+                .or_default()
+                .insert(offset);
+        }
+        known
+    }
+
+    /// The query for the rows of the same events. What is asked for comes as a table of its own, which a key
+    /// condition takes whole.
+    fn rows_like(&self, by: DedupBy, decoded: &Decoded, old: &[usize]) -> String {
+        let mut asked = String::new();
+        for &i in old {
+            let event = &decoded.events[i];
+            tsv(&mut asked, &decoded.tokens[event.token as usize]);
+            asked.push('\t');
+            tsv(&mut asked, decoded.str(event.event));
+            asked.push('\t');
+            tsv(&mut asked, decoded.str(event.distinct_id));
+            // Writing to a String cannot fail.
+            writeln!(asked, "\t{}\t{}", event.timestamp, Uuid::from_u128(event.uuid)).unwrap_or_default();
+        }
+        let last = match by {
+            DedupBy::Id => ("uuid", "uuid"),
+            DedupBy::Content => ("timestamp", "fromUnixTimestamp64Milli(time, 'UTC')"),
+        };
+        format!(
+            "SELECT toString(token), toString(uuid), toString(event), distinct_id, toUnixTimestamp64Milli(timestamp), \
+             toString(kafka_topic), kafka_incarnation, kafka_partition, kafka_offset FROM {db}.events \
+             WHERE (token, toDate(timestamp), event, cityHash64(distinct_id), {column}) IN (\
+             SELECT token, toDate(fromUnixTimestamp64Milli(time, 'UTC')), event, cityHash64(user), {value} FROM format(\
+             TSV, 'token String, event String, user String, time Int64, uuid UUID', {asked}))",
+            db = identifier(&self.worker.config.clickhouse.database),
+            column = last.0,
+            value = last.1,
+            asked = literal(&asked),
+        )
+    }
+}
+
+fn same(by: DedupBy, decoded: &Decoded, event: &Event) -> Same {
+    match by {
+        DedupBy::Id => Same::Id(Uuid::from_u128(event.uuid).to_string()),
+        DedupBy::Content => Same::Content(
+            decoded.str(event.event).to_owned(),
+            decoded.str(event.distinct_id).to_owned(),
+            event.timestamp,
+        ),
+    }
+}
+
+/// Text as a field of the format `TSV`.
+fn tsv(out: &mut String, text: &str) {
+    for character in text.chars() {
+        match character {
+            '\\' => out.push_str("\\\\"),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\0' => out.push_str("\\0"),
+            other => out.push(other),
+        }
+    }
+}
