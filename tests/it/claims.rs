@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use redis::Commands as _;
 use sluice::pipeline::claim::{Claim, Claims, Wanted};
 use sluice::redis::Redis;
 use sluice::redis::keys::Keys;
@@ -17,6 +18,7 @@ use crate::harness::Scene;
 const SLACK_MS: i64 = 1_000;
 
 struct Bench {
+    scene: Scene,
     runtime: Runtime,
     redis: Redis,
     claims: Claims,
@@ -24,13 +26,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(scene: &Scene, window_seconds: u64, secret: Option<[u8; 16]>) -> Self {
+    fn new(scene: Scene, window_seconds: u64, secret: Option<[u8; 16]>) -> Self {
         let runtime = Runtime::new().unwrap();
         let redis = runtime.block_on(async { Redis::open(scene.redis_url(), 2).unwrap() });
         Self {
             redis,
             claims: Claims::new(Keys::new(&scene.key("")), window_seconds, secret.as_ref()),
             tokens: (0..3).map(|n| format!("token-{n}")).collect(),
+            scene,
             runtime,
         }
     }
@@ -65,7 +68,7 @@ fn in_both(name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
             &format!("{name}{}", if secret.is_some() { "packed" } else { "keys" }),
             1,
         );
-        test(&Bench::new(&scene, window_seconds, secret));
+        test(&Bench::new(scene, window_seconds, secret));
     }
 }
 
@@ -192,5 +195,29 @@ fn one_id_over_and_over_is_one_claim() {
         let (_, claims, _) = bench.claim(&wanted);
         assert_eq!(claims[0], Claim::Ours);
         assert!(claims[1..].iter().all(|claim| *claim == Claim::Others));
+        for key in bench.scene.keys() {
+            let lives: i64 = bench.scene.redis().ttl(bench.scene.key(&key)).unwrap();
+            assert!(lives > 0, "{key} has no time to live");
+        }
     });
+}
+
+#[test]
+fn a_layout_that_is_not_that_of_the_claims_refuses_to_start_and_tells_no_secret() {
+    let mut scene = Scene::new("layout", 1);
+    let started = |scene: &Scene| {
+        let worker = scene.start().ready();
+        assert_eq!(worker.terminate().code(), Some(0));
+    };
+    started(&scene);
+    let mark: String = scene.redis().get(scene.key("config:dedup_layout")).unwrap();
+    let secret = mark.strip_prefix("packed:1:").unwrap();
+    started(&scene);
+    assert_eq!(scene.redis().get::<_, String>(scene.key("config:dedup_layout")).unwrap(), mark);
+    scene.set("dedup.layout", "keys");
+    let output = scene.sluice(&["run", "--role", "worker"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("dedup.layout") && told.contains("packed"), "{told}");
+    assert!(!told.contains(secret), "{told}");
 }

@@ -272,7 +272,9 @@ fn headers_stand_in_for_what_the_body_lacks_and_for_nothing_else() {
 
 #[test]
 fn redis_remembers_users_and_claims_and_everything_in_it_ends_or_is_bounded() {
-    let scene = Scene::new("redis", 2);
+    let mut scene = Scene::new("redis", 2);
+    // The layout that can be read.
+    scene.set("dedup.layout", "keys");
     let event = |partition, name: &str, more: &str| {
         Record::of(
             partition,
