@@ -13,6 +13,7 @@ use sluice::redis::keys::Keys;
 use tokio::runtime::Runtime;
 
 use crate::harness::Scene;
+use crate::harness::wait::eventually;
 
 /// `packed` tells seconds: a claim of it may live for up to one more.
 const SLACK_MS: i64 = 1_000;
@@ -205,15 +206,19 @@ fn one_id_over_and_over_is_one_claim() {
 #[test]
 fn a_layout_that_is_not_that_of_the_claims_refuses_to_start_and_tells_no_secret() {
     let mut scene = Scene::new("layout", 1);
-    let started = |scene: &Scene| {
+    let marked = |scene: &Scene| -> String {
         let worker = scene.start().ready();
+        let mark = eventually("the layout is marked", Duration::from_mins(1), || {
+            let mark: Option<String> = scene.redis().get(scene.key("config:dedup_layout")).unwrap();
+            mark.filter(|_| scene.logged("the worker starts") > 0)
+                .ok_or_else(|| "no mark".to_owned())
+        });
         assert_eq!(worker.terminate().code(), Some(0));
+        mark
     };
-    started(&scene);
-    let mark: String = scene.redis().get(scene.key("config:dedup_layout")).unwrap();
+    let mark = marked(&scene);
     let secret = mark.strip_prefix("packed:1:").unwrap();
-    started(&scene);
-    assert_eq!(scene.redis().get::<_, String>(scene.key("config:dedup_layout")).unwrap(), mark);
+    assert_eq!(marked(&scene), mark);
     scene.set("dedup.layout", "keys");
     let output = scene.sluice(&["run", "--role", "worker"]);
     let told = String::from_utf8_lossy(&output.stderr);
