@@ -3,7 +3,7 @@
 //! Each of these changes once for each record though its block comes again: scripts compare a watermark for each
 //! record in the same step; adding to a timeline is idempotent by itself.
 
-use ::redis::Pipeline;
+use ::redis::{FromRedisValue as _, Pipeline};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -14,9 +14,10 @@ use crate::event::{Decoded, Event};
 use crate::faults;
 use crate::redis::COMMANDS_AT_ONCE;
 use crate::redis::keys::{
-    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_TTL_SECONDS,
+    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_FIELDS,
+    USER_NAME_BYTES, USER_TTL_SECONDS, USER_VALUE_BYTES,
 };
-use crate::telemetry::Service;
+use crate::telemetry::{Service, metrics};
 
 /// Fields of a user's hash that are ours start with this; properties of such a name are not kept.
 pub(crate) const HIDDEN: char = '\0';
@@ -35,17 +36,17 @@ impl Partition {
         if written.is_empty() {
             return;
         }
-        let mut pipe = Pipeline::new();
+        let mut batch = Batch::default();
         let mut profiles = Pipeline::new();
-        self.tokens(&mut pipe, decoded, &written);
+        self.tokens(&mut batch.pipe, decoded, &written);
         for user in Users::of(decoded, &written).each() {
-            self.properties(&mut pipe, &mut profiles, &user);
-            self.timeline(&mut pipe, &user);
-            if pipe.len() >= COMMANDS_AT_ONCE {
-                self.flush(&mut pipe).await;
+            self.properties(&mut batch, &mut profiles, &user);
+            self.timeline(&mut batch.pipe, &user);
+            if batch.pipe.len() >= COMMANDS_AT_ONCE {
+                self.flush(&mut batch).await;
             }
         }
-        self.flush(&mut pipe).await;
+        self.flush(&mut batch).await;
         if !profiles.is_empty() {
             let drop_profiles = async || self.worker.cache.pipeline(&profiles).await;
             until_done(Service::Redis, "drop cached profiles", drop_profiles).await;
@@ -53,13 +54,19 @@ impl Partition {
     }
 
     /// Sends what has gathered, and begins anew.
-    async fn flush(&self, pipe: &mut Pipeline) {
+    async fn flush(&self, batch: &mut Batch) {
         let worker = &self.worker;
-        if !pipe.is_empty() {
+        if !batch.pipe.is_empty() {
             let scripts = [&worker.scripts.remember_token, &worker.scripts.remember_user];
-            let send = async || worker.redis.scripted(&scripts, pipe).await;
-            until_done(Service::Redis, "remember", send).await;
-            pipe.clear();
+            let send = async || worker.redis.scripted(&scripts, &batch.pipe).await;
+            let mut answers = until_done(Service::Redis, "remember", send).await;
+            let cut = batch.users.iter().filter_map(|&i| {
+                let answer = answers.get_mut(i).map(std::mem::take)?;
+                u64::from_redis_value(answer).ok()
+            });
+            metrics().user_properties_cut.increment(cut.sum());
+            batch.pipe.clear();
+            batch.users.clear();
         }
     }
 
@@ -97,12 +104,17 @@ impl Partition {
     }
 
     /// A user's properties, one call if there are changes, and the command that drops the cached profile.
-    fn properties(&self, pipe: &mut Pipeline, profiles: &mut Pipeline, user: &User<'_>) {
+    fn properties(&self, batch: &mut Batch, profiles: &mut Pipeline, user: &User<'_>) {
         let worker = &self.worker;
         let mut changes = Vec::new();
         for event in user.events {
             changes_of(user.decoded, event, &mut changes);
         }
+        let all = changes.len();
+        changes.retain(Change::fits);
+        metrics()
+            .user_properties_cut
+            .increment((all - changes.len()) as u64);
         if changes.is_empty() {
             return;
         }
@@ -110,14 +122,16 @@ impl Partition {
         let mut call = worker.scripts.remember_user.call(1);
         call.arg(worker.keys.user(user.token, user.distinct_id))
             .arg(&field)
-            .arg(USER_TTL_SECONDS);
+            .arg(USER_TTL_SECONDS)
+            .arg(USER_FIELDS);
         for change in &changes {
             call.arg(change.offset)
                 .arg(change.kind)
                 .arg(&change.name)
                 .arg(change.value);
         }
-        pipe.add_command(call);
+        batch.users.push(batch.pipe.len());
+        batch.pipe.add_command(call);
         profiles
             .cmd("DEL")
             .arg(worker.keys.cached_user(user.token, user.distinct_id));
@@ -146,6 +160,14 @@ impl Partition {
             .arg(-1 - TIMELINE_EVENTS as i64);
         pipe.cmd("EXPIRE").arg(&key).arg(USER_TTL_SECONDS);
     }
+}
+
+/// What gathers until it is sent.
+#[derive(Default)]
+struct Batch {
+    pipe: Pipeline,
+    /// Which of the commands change a user's properties.
+    users: Vec<usize>,
 }
 
 /// A block's written events by user.
@@ -216,6 +238,13 @@ struct Change<'a> {
     kind: &'static str,
     name: String,
     value: &'a str,
+}
+
+impl Change<'_> {
+    /// Whether a user's hash keeps it; what is long stays with its event alone.
+    fn fits(&self) -> bool {
+        self.name.len() <= USER_NAME_BYTES && self.value.len() <= USER_VALUE_BYTES
+    }
 }
 
 /// The changes of one event, `$set` first, then `$set_once`, then `$unset`. Values stay the JSON text that came.

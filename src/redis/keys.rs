@@ -10,6 +10,12 @@ const RESERVED: &AsciiSet = &CONTROLS.add(b'%').add(b':').add(b'{').add(b'}');
 
 /// A timeline, and a user's properties, live this long after their last write, in seconds (30 days).
 pub const USER_TTL_SECONDS: u64 = 30 * 24 * 3600;
+/// A user's hash takes no further name once it has this many fields.
+pub const USER_FIELDS: usize = 500;
+/// A property with a longer name, in bytes, is not kept in a user's hash.
+pub const USER_NAME_BYTES: usize = 256;
+/// A property with a longer value, in bytes of JSON, is not kept in a user's hash.
+pub const USER_VALUE_BYTES: usize = 4096;
 /// A timeline keeps this many events, the newest. Below Redis's `zset-max-listpack-entries` (128).
 pub const TIMELINE_EVENTS: usize = 100;
 /// A timeline's members are cut at this many bytes, Redis's `zset-max-listpack-value`.
@@ -110,7 +116,8 @@ impl Keys {
         self.tagged("timeline:user:", &[token, distinct_id])
     }
 
-    /// A user's properties: hash of JSON values, and hidden fields (they start with NUL).
+    /// A user's properties: hash of JSON values, and hidden fields (they start with NUL); at most [`USER_FIELDS`], of
+    /// [`USER_NAME_BYTES`] and [`USER_VALUE_BYTES`].
     pub fn user(&self, token: &str, distinct_id: &str) -> String {
         self.tagged("user:", &[token, distinct_id])
     }

@@ -49,6 +49,7 @@ const DECIDED_OTHERWISE: &str = "sluice_decided_otherwise_total";
 const LOST_ROWS: &str = "sluice_lost_rows_total";
 const BEYOND_WINDOW_LOOKUPS: &str = "sluice_beyond_window_lookups_total";
 const BEYOND_WINDOW_EVENTS: &str = "sluice_beyond_window_events_total";
+const USER_PROPERTIES_CUT: &str = "sluice_user_properties_cut_total";
 const VIEWS_DOUBTFUL: &str = "sluice_views_doubtful_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
 const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
@@ -58,7 +59,7 @@ const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 23] = [
+const COUNTERS: [(&str, Unit, &str); 24] = [
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -128,6 +129,11 @@ const COUNTERS: [(&str, Unit, &str); 23] = [
         BEYOND_WINDOW_EVENTS,
         Unit::Count,
         "Events that such a query asked for.",
+    ),
+    (
+        USER_PROPERTIES_CUT,
+        Unit::Count,
+        "Changes of user properties that Redis did not keep: too long, or beyond the most fields of a user.",
     ),
     (
         VIEWS_DOUBTFUL,
@@ -263,6 +269,7 @@ pub struct Metrics {
     pub decided_otherwise: Counter,
     pub lost_rows: Counter,
     pub views_doubtful: Counter,
+    pub user_properties_cut: Counter,
     pub beyond_window_lookups: Counter,
     pub beyond_window_events: Counter,
     pub announcements_lost: Counter,
@@ -296,6 +303,7 @@ impl Metrics {
             decided_otherwise: counter!(DECIDED_OTHERWISE),
             lost_rows: counter!(LOST_ROWS),
             views_doubtful: counter!(VIEWS_DOUBTFUL),
+            user_properties_cut: counter!(USER_PROPERTIES_CUT),
             beyond_window_lookups: counter!(BEYOND_WINDOW_LOOKUPS),
             beyond_window_events: counter!(BEYOND_WINDOW_EVENTS),
             announcements_lost: counter!(ANNOUNCEMENTS_LOST),

@@ -420,3 +420,35 @@ fn timelines_and_recent_actions_keep_the_newest_hundred() {
     assert_eq!(names, latest);
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_users_properties_are_bounded_and_what_is_cut_is_counted() {
+    let scene = Scene::new("bounded", 1);
+    let sets = |set: &str| {
+        Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"e","distinct_id":"d","$set":{{{set}}}}}"#),
+        )
+    };
+    let many: Vec<String> = (0..700).map(|n| format!(r#""name {n}":{n}"#)).collect();
+    let (long_name, long_value) = ("n".repeat(257), "v".repeat(4_095));
+    scene.produce(vec![
+        sets(r#""first":1"#),
+        sets(&format!(r#""{long_name}":1,"long":"{long_value}""#)),
+        sets(&many.join(",")),
+        // What is there can still change, and make room.
+        sets(r#""first":2"#),
+    ]);
+    let worker = scene.start().ready();
+    scene.settled();
+    let user: HashMap<String, String> = scene.redis().hgetall(scene.key("user:{t:d}")).unwrap();
+    assert_eq!(user.len(), 500 + 1, "and the hidden one");
+    assert_eq!(user["first"], "2");
+    assert!(user.contains_key("name 0") && !user.contains_key("name 699"));
+    assert!(!user.contains_key(&long_name) && !user.contains_key("long"));
+    // The first leaves room for 499.
+    let cut = worker.metric("sluice_user_properties_cut_total");
+    assert_eq!(cut, Some(f64::from(700 - 499 + 2)));
+    assert_eq!(scene.rows().len(), 4, "the events keep everything");
+    assert_eq!(worker.terminate().code(), Some(0));
+}
