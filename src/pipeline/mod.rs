@@ -180,7 +180,9 @@ impl Partition {
                     timed(Stage::Write, self.write(&prepared, announcement, &none, 0)),
                     timed(Stage::Reject, self.reject(&prepared))
                 );
-                let doubtful = matches!(written, Written::Acknowledged { doubtful: true, .. });
+                // Where a token stands for its part, there is nothing to complete.
+                let doubtful = matches!(written, Written::Acknowledged { doubtful: true, .. })
+                    && !self.worker.table.replicated;
                 self.refuse(&mut prepared, written).await
                     && (!doubtful || self.complete(&mut prepared, announcement).await.is_some())
             }
