@@ -140,6 +140,7 @@ impl Partition {
             // Before anything is claimed: a claim made by mistake would stand.
             self.compare_with_rows(&block, &decoding).await?;
         }
+        self.worker.register.begin_block();
         let mut outcomes = timed(Stage::Claim, self.claim(&block, &decoding.events)).await?;
         faults::moment("after-claim").await;
         let unlimited = self.passes_unasked(&block, kind);

@@ -117,7 +117,7 @@ impl Worker {
         mark_layout(&redis, &keys).await?;
         let register = Register::new();
         let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
-        let enter = async || register.number(&redis, &keys, topic, true).await;
+        let enter = async || register.enter(&redis, &keys, topic).await;
         let source = until_done(Service::Redis, "register the topic", enter)
             .await
             .filter(|source| source.pack(0, 0).is_some())
