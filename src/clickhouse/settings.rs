@@ -32,7 +32,7 @@ const ALL: [(&str, &str); 9] = [
 ];
 
 /// Settings of every read of the protocol.
-const READS: [(&str, &str); 24] = [
+const READS: [(&str, &str); 25] = [
     // A replica that is behind refuses instead of answering with what it has.
     ("select_sequential_consistency", "1"),
     // Rows that an answer would lack. Merged as by FINAL,
@@ -64,7 +64,8 @@ const READS: [(&str, &str); 24] = [
     ("force_optimize_projection", "0"),
     // `max` would be of another type, and its bytes be read as something else.
     ("aggregate_functions_null_for_empty", "0"),
-    // Whoever gave up asks again: two such queries at once would be one too many.
+    // Whoever gave up asks again: two such queries at once would be one too many. Only what reads alone is cancelled.
+    ("readonly", "2"),
     ("cancel_http_readonly_queries_on_client_close", "1"),
 ];
 
