@@ -133,13 +133,19 @@ impl Auditor<'_> {
 mod tests {
     use super::*;
 
-    fn at(offset: i64) -> Option<Position> {
-        Some(Position { partition: 3, offset })
+    fn at(offset: i64) -> Position {
+        Position { partition: 3, offset }
     }
 
     #[test]
     fn rows_come_back_from_bytes_that_are_in_their_order() {
-        let rows = [(-5, at(9)), (3, None), (3, at(0)), (3, at(256)), (1 << 40, at(1))];
+        let rows = [
+            (-5, Some(at(9))),
+            (3, None),
+            (3, Some(at(0))),
+            (3, Some(at(256))),
+            (1 << 40, Some(at(1))),
+        ];
         let rows = rows.map(|(time_ms, at)| Written { time_ms, at });
         let bytes = rows.map(Written::to_bytes);
         assert!(bytes.is_sorted());
@@ -150,30 +156,31 @@ mod tests {
     fn a_record_repeats_another_one_of_its_event_and_never_itself() {
         let mut rows = Rows::default();
         for (key, time_ms, at) in [
-            ("once", 5, at(1)),
-            ("twice the same", 9, at(2)),
-            ("twice the same", 5, at(2)),
-            ("later", 50, at(4)),
-            ("later", 20, at(5)),
-            ("together", 7, at(7)),
-            ("together", 7, at(6)),
+            ("once", 5, Some(at(1))),
+            ("twice the same", 9, Some(at(2))),
+            ("twice the same", 5, Some(at(2))),
+            ("later", 50, Some(at(4))),
+            ("later", 20, Some(at(5))),
+            ("together", 7, Some(at(7))),
+            ("together", 7, Some(at(6))),
             ("of elsewhere", 4, None),
-            ("of elsewhere", 5, at(8)),
+            ("of elsewhere", 5, Some(at(8))),
             ("of elsewhere again", 4, None),
             ("of elsewhere again", 8, None),
-            ("of elsewhere again", 9, at(20)),
-            ("elsewhere later", 5, at(9)),
+            ("of elsewhere again", 9, Some(at(20))),
+            ("elsewhere later", 5, Some(at(9))),
             ("elsewhere later", 6, None),
             ("elsewhere alone", 6, None),
             ("elsewhere alone", 7, None),
-            ("again and again", 1, at(10)),
-            ("again and again", 2, at(11)),
-            ("again and again", 3, at(11)),
-            ("again and again", 9, at(12)),
+            ("again and again", 1, Some(at(10))),
+            ("again and again", 2, Some(at(11))),
+            ("again and again", 3, Some(at(11))),
+            ("again and again", 9, Some(at(12))),
         ] {
             rows.push(key.as_bytes(), Written { time_ms, at }).unwrap();
         }
-        rows.push(&[0; 70_000], Written { time_ms: 0, at: None }).unwrap();
+        rows.push(&vec![0; 70_000], Written { time_ms: 0, at: None })
+            .unwrap();
         let mut found = Vec::new();
         rows.each_repeated(|at, after_ms| found.push((at.offset, after_ms)))
             .unwrap();

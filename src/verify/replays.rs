@@ -210,11 +210,11 @@ mod tests {
         let mut sorter = Sorter::default();
         push(&mut sorter, b"key", [b"one", b""]).unwrap();
         push(&mut sorter, b"", [b"", b"two"]).unwrap();
-        let mut sorted = sorter.sorted().unwrap();
+        let mut entries = sorter.sorted().unwrap();
         let mut entry = Vec::new();
-        assert!(sorted.next(&mut entry).unwrap());
+        assert!(entries.next(&mut entry).unwrap());
         assert_eq!(split(&entry), Some((&b""[..], [&b""[..], b"two"])));
-        assert!(sorted.next(&mut entry).unwrap());
+        assert!(entries.next(&mut entry).unwrap());
         assert_eq!(split(&entry), Some((&b"key"[..], [&b"one"[..], b""])));
         assert_eq!(split::<1>(b"\0\x05"), None);
     }
