@@ -35,3 +35,4 @@ mod operators;
 mod outages;
 mod verify;
 mod verify_edges;
+mod verify_events;
