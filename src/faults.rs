@@ -41,6 +41,17 @@ pub(crate) const fn without(_: &'static str) -> bool {
     false
 }
 
+/// Whether something that a test asks for happens now.
+#[cfg(feature = "faults")]
+pub(crate) fn happens(name: &'static str) -> bool {
+    fail::eval(name, |_| ()).is_some()
+}
+
+#[cfg(not(feature = "faults"))]
+pub(crate) const fn happens(_: &'static str) -> bool {
+    false
+}
+
 /// How far this process's clock is off, ms: `clock=return(-90000)` is a minute and a half late.
 #[cfg(feature = "faults")]
 pub(crate) fn clock_error_ms() -> i64 {

@@ -184,7 +184,8 @@ async fn work(
 
 fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> anyhow::Result<Prober> {
     let redis = Redis::open(config.redis.url.expose().as_str(), 1).context("redis.url cannot be used")?;
-    let clickhouse = clickhouse::client(&config.clickhouse).with_setting("max_execution_time", "2");
+    let clickhouse = clickhouse::settings::reads(&clickhouse::client(&config.clickhouse))
+        .with_setting("max_execution_time", "2");
     let prober = Prober::new(Arc::clone(health))
         .with(Service::Redis, move || probes::redis(redis.clone()))
         .with(Service::ClickHouse, move || {

@@ -22,8 +22,9 @@ const SHOWN: usize = 10;
     after_help = "Settles every record from the topic's first to the group's committed offsets, or those of a \
                         range. Topic, group and destinations are those of the configuration: the overflow topic's \
                         own worker is verified with that worker's configuration. Reads only.\n\n\
-                        Exit code 0 if it adds up, 1 if a record is missing or there twice, or a row has no record, \
-                        or with --settled-within if the group has not settled, 2 if the range cannot be."
+                        Exit code 0 if it adds up; 1 if a record is missing, there twice or in two destinations, if an \
+                        event has rows of two records, or a row no record, or with --settled-within if the group has \
+                        not settled; 2 if the range cannot be."
 )]
 pub struct Args {
     /// Print the ledger as one JSON object.
@@ -130,6 +131,11 @@ fn text(ledger: &Ledger, config: &Config) -> String {
     );
     row("both", ledger.both.count, "two destinations (also counted above)");
     row(
+        "repeated",
+        ledger.repeated.count,
+        "a row, and an earlier one of another record of their event (also counted above)",
+    );
+    row(
         "stray",
         ledger.stray.count,
         "rows, but no record (not counted above)",
@@ -138,12 +144,7 @@ fn text(ledger: &Ledger, config: &Config) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let mut lines = vec![table.to_string(), sum(ledger)];
-    for (kind, offenders) in [
-        ("missing", &ledger.missing),
-        ("twice", &ledger.twice),
-        ("both", &ledger.both),
-        ("stray", &ledger.stray),
-    ] {
+    for (kind, offenders) in ledger.offences() {
         lines.extend(names(kind, offenders));
     }
     if ledger.behind > 0 {
@@ -168,9 +169,14 @@ fn sum(ledger: &Ledger) -> String {
     if ledger.adds_up() {
         format!("{records} records = {parts}: it adds up")
     } else {
+        let offences = ledger.offences();
+        let counts: Vec<String> = offences
+            .iter()
+            .map(|(kind, offenders)| format!("{} {kind}", offenders.count))
+            .collect();
         format!(
-            "{records} records, {parts}: IT DOES NOT ADD UP, {} missing, {} twice, {} stray",
-            ledger.missing.count, ledger.twice.count, ledger.stray.count
+            "{records} records, {parts}: IT DOES NOT ADD UP, {}",
+            counts.join(", ")
         )
     }
 }

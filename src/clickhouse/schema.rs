@@ -5,6 +5,7 @@
 use ::clickhouse::Client;
 use ::clickhouse::error::Result;
 
+use super::settings::{Additional, reads};
 use super::{identifier, literal};
 
 /// The constraint that refuses an insert whose announcement is too old (or too new).
@@ -118,10 +119,12 @@ pub enum Mismatch {
 }
 
 /// What the protocol asks of the table `events` as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventsTable {
     /// Its replicas note a token and its part in one step. (A single server notes the token first.)
     pub replicated: bool,
+    /// What inserts into it carry.
+    pub inserts: Additional,
 }
 
 /// Compares the table with what the protocol needs of it.
@@ -130,9 +133,8 @@ pub async fn compare(
     database: &str,
     deadline_seconds: u32,
 ) -> Result<std::result::Result<EventsTable, Mismatch>> {
-    let table: Option<(String, String)> = client
-        .clone()
-        .with_database("default")
+    let client = client.clone().with_database("default");
+    let table: Option<(String, String)> = reads(&client)
         .query_raw(&format!(
             "SELECT create_table_query, engine FROM system.tables WHERE database = {} AND name = 'events'",
             literal(database)
@@ -145,6 +147,7 @@ pub async fn compare(
     Ok(match deadline_mismatch(&create, deadline_seconds) {
         None => Ok(EventsTable {
             replicated: engine.starts_with("Replicated") || engine.starts_with("Shared"),
+            inserts: Additional::ask(&client, &engine).await?,
         }),
         Some(found) => Err(Mismatch::Deadline {
             database: database.to_owned(),

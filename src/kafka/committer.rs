@@ -216,10 +216,19 @@ fn commit<C: ConsumerContext>(
     if ours.is_empty() {
         return;
     }
-    let outcome = list(topic, &ours).and_then(|tpl| consumer.commit(&tpl, CommitMode::Sync));
+    let outcome = if faults::happens("commit-out-of-turn") {
+        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::IllegalGeneration))
+    } else {
+        list(topic, &ours).and_then(|tpl| consumer.commit(&tpl, CommitMode::Sync))
+    };
     // After an error some partitions may be committed all the same, and the list does not say which.
     let landed = outcome.as_ref().err().map(|_| read_back(consumer, topic, &ours));
     ownership.end();
+    if let Err(error) = outcome.as_ref()
+        && is_refusal(error)
+    {
+        tracing::warn!(error = %error, partitions = ours.len(), "the broker refuses a commit");
+    }
     for (i, request) in ours.into_iter().enumerate() {
         let answer = match &outcome {
             Ok(()) => Ok(()),
@@ -288,12 +297,18 @@ fn read<C: ConsumerContext>(
 }
 
 /// Whether the broker says that this member has no business here any more.
+///
+/// `IllegalGeneration` does not say so: whoever was thrown out is an unknown member. The broker knows a rebalance's new
+/// generation a moment before the client does, and refuses commits of partitions that stay where they are; the client
+/// keeps them then, and tells nobody. So such a commit is tried again, as during the rebalance itself. No zombie gets
+/// further by that: each attempt passes `begin` anew, like a first one at that moment, and what lets it through is that
+/// the partition is owned in the epoch. A client that has lost its generation, or finds in the new one that a partition
+/// is another's, says so by the callback, which withdraws the partition before the rebalance goes on (`rebalance`).
 fn is_refusal(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
             RDKafkaErrorCode::UnknownMemberId
-                | RDKafkaErrorCode::IllegalGeneration
                 | RDKafkaErrorCode::FencedMemberEpoch
                 | RDKafkaErrorCode::FencedInstanceId
                 | RDKafkaErrorCode::AssignmentLost
@@ -311,7 +326,7 @@ mod tests {
     fn only_a_lost_membership_is_a_refusal() {
         for (code, refused) in [
             (RDKafkaErrorCode::UnknownMemberId, true),
-            (RDKafkaErrorCode::IllegalGeneration, true),
+            (RDKafkaErrorCode::IllegalGeneration, false),
             (RDKafkaErrorCode::FencedMemberEpoch, true),
             (RDKafkaErrorCode::StaleMemberEpoch, false),
             (RDKafkaErrorCode::RebalanceInProgress, false),

@@ -45,6 +45,7 @@ impl Partition {
             announced,
         }
         .encode();
+        self.frontier.sent(offset);
         let committed = until_done(Service::Kafka, "commit", async || {
             match self
                 .committer

@@ -140,6 +140,7 @@ impl Partition {
             // Before anything is claimed: a claim made by mistake would stand.
             self.compare_with_rows(&block, &decoding).await?;
         }
+        self.worker.register.begin_block();
         let mut outcomes = timed(Stage::Claim, self.claim(&block, &decoding.events)).await?;
         faults::moment("after-claim").await;
         let unlimited = self.passes_unasked(&block, kind);
@@ -180,7 +181,9 @@ impl Partition {
                     timed(Stage::Write, self.write(&prepared, announcement, &none, 0)),
                     timed(Stage::Reject, self.reject(&prepared))
                 );
-                let doubtful = matches!(written, Written::Acknowledged { doubtful: true, .. });
+                // Where a token stands for its part, there is nothing to complete.
+                let doubtful = matches!(written, Written::Acknowledged { doubtful: true, .. })
+                    && !self.worker.table.replicated;
                 self.refuse(&mut prepared, written).await
                     && (!doubtful || self.complete(&mut prepared, announcement).await.is_some())
             }

@@ -199,6 +199,7 @@ impl Partition {
             let ask = async || self.ask(block, decoded, &groups, rewound, wait).await;
             let answers = until_done(Service::Redis, "permit", ask).await;
             let mut undecided = Vec::new();
+            let mut stale = false;
             rewound = false;
             for (group, answer) in groups.into_iter().zip(answers) {
                 match answer {
@@ -212,14 +213,14 @@ impl Partition {
                         }
                     }
                     Answer::Stale(commit) => {
-                        self.insist_only_if_rewound(commit).await?;
-                        rewound = true;
+                        rewound |= self.insist_only_if_rewound(commit).await?;
+                        stale = true;
                         undecided.push(group);
                     }
                 }
             }
             groups = undecided;
-            if !groups.is_empty() && !rewound {
+            if !groups.is_empty() && !stale {
                 // Permits come back as buckets leave the window, or with another limit; there is no event to await.
                 tokio::time::sleep(shortest_bucket(&groups)).await;
                 let limits = self.limits(decoded).await;
@@ -310,9 +311,11 @@ impl Partition {
             .collect()
     }
 
-    /// Redis knows of the commit `stored`, later than ours. Either somebody else owns the partition and has gone on, or
-    /// the group's offset was rewound: Kafka says which.
-    async fn insist_only_if_rewound(&self, stored: i64) -> Result<(), Dropped> {
+    /// Redis knows of the commit `stored`, later than the one that the call had. Either somebody else owns the partition
+    /// and has gone on, or the group's offset was rewound: Kafka says which. Answers whether the next call may insist; if
+    /// not, our own commits have gone that far since (after a rewind, too), and it has the present one.
+    async fn insist_only_if_rewound(&self, stored: i64) -> Result<bool, Dropped> {
+        faults::moment("before-asking-kafka").await;
         let committed = until_done(Service::Kafka, "read the committed offset", async || {
             match self.committer.committed(self.number, self.epoch).await {
                 Err(CommitError::Refused) => Ok(None),
@@ -322,7 +325,15 @@ impl Partition {
         .await;
         match committed {
             None => Err(Dropped::NotOwned),
-            Some(committed) if committed >= stored => Err(Dropped::Stale),
+            Some(committed) if committed >= stored => {
+                // Kafka may have acknowledged a commit of ours without our knowing it yet. If it was not ours, ours is
+                // never acknowledged, and the partition is dropped or given away meanwhile.
+                self.frontier
+                    .reaches(stored)
+                    .await
+                    .then_some(false)
+                    .ok_or(Dropped::Stale)
+            }
             Some(committed) => {
                 tracing::info!(
                     partition = self.number,
@@ -330,7 +341,7 @@ impl Partition {
                     stored,
                     "offsets were rewound; deciding anew"
                 );
-                Ok(())
+                Ok(true)
             }
         }
     }

@@ -7,19 +7,17 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use ::clickhouse::error::Result;
 use uuid::Uuid;
 
 use super::block::{Block, Cut};
 use super::decode::Decoding;
-use super::retry::until_done;
 use super::worker::now_ms;
 use super::write::delays;
 use super::{Dropped, Outcome, Partition, Prepared, Worker, timed};
 use crate::clickhouse::{identifier, literal};
 use crate::event::Event;
 use crate::faults;
-use crate::telemetry::{Service, Stage, metrics};
+use crate::telemetry::{Stage, metrics};
 
 /// The longest pause before a block is announced once more: with a clock that is off it never helps.
 const AFTER_STALE: Duration = Duration::from_secs(5);
@@ -51,9 +49,8 @@ pub(super) async fn highest(worker: &Worker, partitions: &[i32]) -> HashMap<i32,
         topic = literal(&worker.config.kafka.topic),
         incarnation = worker.config.kafka.incarnation,
     );
-    let ask = async || -> Result<Vec<(u32, u64)>> { worker.reads().query_raw(&sql).fetch_all().await };
-    until_done(Service::ClickHouse, "ask for the highest offsets", ask)
-        .await
+    let highest: Vec<(u32, u64)> = worker.ask("ask for the highest offsets", &sql).await;
+    highest
         .into_iter()
         .map(|(partition, offset)| (partition as i32, offset as i64))
         .collect()
@@ -135,9 +132,8 @@ impl Partition {
             "SELECT notEmpty(dependencies_table) FROM system.tables WHERE database = {} AND name = 'events'",
             literal(&self.worker.config.clickhouse.database)
         );
-        let ask =
-            async || -> Result<Option<u8>> { self.worker.reads().query_raw(&sql).fetch_optional().await };
-        match until_done(Service::ClickHouse, "ask for views behind the table", ask).await {
+        let views: Vec<u8> = self.worker.ask("ask for views behind the table", &sql).await;
+        match views.first() {
             Some(1) if now_ms().saturating_sub(first_ms) < self.worker.deadline_ms() => Sends::All,
             Some(1) => Sends::MissingDespiteViews,
             _ => Sends::Missing,
@@ -193,10 +189,7 @@ impl Partition {
             block,
             "kafka_offset, toString(uuid), toUnixTimestamp64Milli(timestamp)",
         );
-        let ask = async || -> Result<Vec<(u64, String, i64)>> {
-            self.worker.reads().query_raw(&sql).fetch_all().await
-        };
-        let rows = until_done(Service::ClickHouse, "compare a block with its rows", ask).await;
+        let rows: Vec<(u64, String, i64)> = self.worker.ask("compare a block with its rows", &sql).await;
         let rows: HashMap<i64, (String, i64)> = rows
             .into_iter()
             .map(|(offset, uuid, timestamp)| (offset as i64, (uuid, timestamp)))
@@ -232,10 +225,8 @@ impl Partition {
 
     /// The offsets of the block that have rows.
     pub(super) async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
-        let worker = &self.worker;
         let sql = self.rows_of(&prepared.block, "kafka_offset");
-        let ask = async || -> Result<Vec<u64>> { worker.reads().query_raw(&sql).fetch_all().await };
-        let offsets = until_done(Service::ClickHouse, "ask which offsets have rows", ask).await;
+        let offsets: Vec<u64> = self.worker.ask("ask which offsets have rows", &sql).await;
         offsets.into_iter().map(|offset| offset as i64).collect()
     }
 }

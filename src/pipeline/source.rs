@@ -4,8 +4,8 @@
 //! offset make the coordinate that claims, decisions and watermarks carry.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ::redis::{FromRedisValue as _, RedisResult};
 
@@ -20,7 +20,7 @@ const SOURCE_BITS: u32 = 63 - OFFSET_BITS - PARTITION_BITS;
 
 const REGISTER: &str = r"
 local number = redis.call('HGET', KEYS[1], ARGV[1])
-if not number and ARGV[2] == '1' then
+if not number then
   number = redis.call('HLEN', KEYS[1])
   redis.call('HSET', KEYS[1], ARGV[1], number)
 end
@@ -51,40 +51,41 @@ impl Source {
 #[derive(Debug)]
 pub(super) struct Register {
     script: Script,
-    known: Mutex<HashMap<(String, u32), Source>>,
+    /// Blocks whose sources are looked up, or were.
+    blocks: AtomicU64,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sources: HashMap<String, Source>,
+    /// How many blocks there were before the whole register was read.
+    read_at: Option<u64>,
 }
 
 impl Register {
     pub(super) fn new() -> Self {
         Self {
             script: Script::new(REGISTER),
+            blocks: AtomicU64::new(0),
             known: Mutex::default(),
         }
     }
 
-    /// The number of `topic` in `incarnation`; entered if `enter`, else `None` where there is none.
-    pub(super) async fn number(
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of `topic` in `incarnation`, entered if it has none.
+    pub(super) async fn enter(
         &self,
         redis: &Redis,
         keys: &Keys,
         (topic, incarnation): (&str, u32),
-        enter: bool,
     ) -> RedisResult<Option<Source>> {
-        let name = (topic.to_owned(), incarnation);
-        let known = self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&name)
-            .copied();
-        if known.is_some() {
-            return Ok(known);
-        }
         let mut pipe = ::redis::pipe();
         let mut call = self.script.call(1);
-        call.arg(keys.sources())
-            .arg(format!("{topic}:{incarnation}"))
-            .arg(u8::from(enter));
+        call.arg(keys.sources()).arg(name(topic, incarnation));
         pipe.add_command(call);
         let answer = redis
             .scripted(&[&self.script], &pipe)
@@ -92,13 +93,14 @@ impl Register {
             .into_iter()
             .next()
             .unwrap_or(::redis::Value::Nil);
-        let source = Option::<u8>::from_redis_value(answer)?.map(Source);
-        // One that is not there may come; and any producer can name as many as it likes.
-        if let Some(source) = source {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.insert(name, source);
-        }
-        Ok(source)
+        Ok(Option::<u8>::from_redis_value(answer)?.map(Source))
+    }
+
+    /// A block comes whose records were read before now. Any producer can name as many sources as it likes that do not
+    /// exist: the register is read once for all of them. Not less often, for one that another worker entered since may
+    /// be that of a record that was rejected there and has come back.
+    pub(super) fn begin_block(&self) {
+        self.blocks.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The packed coordinate at which a replayed record was rejected, if its source was ever registered.
@@ -108,11 +110,34 @@ impl Register {
         keys: &Keys,
         origin: &Origin,
     ) -> RedisResult<Option<i64>> {
-        let source = self
-            .number(redis, keys, (&origin.topic, origin.incarnation), false)
-            .await?;
-        Ok(source.and_then(|source| source.pack(origin.partition, origin.offset)))
+        let name = name(&origin.topic, origin.incarnation);
+        let pack = |source: Option<Source>| source?.pack(origin.partition, origin.offset);
+        // Before it is read: a block that comes meanwhile has it read once more.
+        let blocks = self.blocks.load(Ordering::SeqCst);
+        {
+            let known = self.known();
+            let source = known.sources.get(&name).copied();
+            if source.is_some() || known.read_at == Some(blocks) {
+                return Ok(pack(source));
+            }
+        }
+        let mut command = ::redis::cmd("HGETALL");
+        command.arg(keys.sources());
+        let entries: HashMap<String, String> = redis.command(&command).await?;
+        let mut known = self.known();
+        known.sources.extend(
+            entries
+                .into_iter()
+                .filter_map(|(name, number)| Some((name, Source(number.parse().ok()?)))),
+        );
+        known.read_at = Some(blocks);
+        Ok(pack(known.sources.get(&name).copied()))
     }
+}
+
+/// How the register names a source. No topic has a colon in its name.
+fn name(topic: &str, incarnation: u32) -> String {
+    format!("{topic}:{incarnation}")
 }
 
 #[cfg(test)]

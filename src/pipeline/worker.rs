@@ -4,9 +4,10 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::clickhouse::Client;
+use ::clickhouse::error::Error;
+use ::clickhouse::{Client, RowOwned, RowRead};
 use bytes::BytesMut;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
@@ -17,6 +18,7 @@ use super::retry::until_done;
 use super::source::{Register, Source};
 use super::spare::Spare;
 use crate::clickhouse::schema::{self, EventsTable, Mismatch};
+use crate::clickhouse::settings::{self, LONGEST_READ};
 use crate::config::{Config, Layout};
 use crate::event::Decoded;
 use crate::faults;
@@ -25,6 +27,9 @@ use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
 use crate::redis::{Redis, Script};
 use crate::telemetry::Service;
+
+/// How long a read's answer is waited for, after the server should have ended it.
+const READ_GRACE: Duration = Duration::from_secs(30);
 
 /// The mark of claims in the layout `keys`.
 const KEYS: &str = "keys";
@@ -119,7 +124,7 @@ impl Worker {
         note_version(&redis, &keys).await;
         let register = Register::new();
         let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
-        let enter = async || register.number(&redis, &keys, topic, true).await;
+        let enter = async || register.enter(&redis, &keys, topic).await;
         let source = until_done(Service::Redis, "register the topic", enter)
             .await
             .filter(|source| source.pack(0, 0).is_some())
@@ -173,12 +178,16 @@ impl Worker {
         i64::from(self.config.clickhouse.insert_deadline_seconds) * 1000
     }
 
-    /// A client whose reads see all acknowledged writes.
-    pub(super) fn reads(&self) -> Client {
-        self.clickhouse
-            .clone()
-            .with_setting("select_sequential_consistency", "1")
-            .with_setting("max_execution_time", "30")
+    /// What `ClickHouse` answers to `sql`, with all acknowledged writes in it; asked until there is an answer. Not for the
+    /// polling thread: it may take minutes.
+    pub(super) async fn ask<T: RowOwned + RowRead>(&self, what: &'static str, sql: &str) -> Vec<T> {
+        let ask = async || {
+            let query = settings::reads(&self.clickhouse).query_raw(sql);
+            tokio::time::timeout(LONGEST_READ + READ_GRACE, query.fetch_all())
+                .await
+                .unwrap_or(Err(Error::TimedOut))
+        };
+        until_done(Service::ClickHouse, what, ask).await
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Outcome, Partition, Prepared, Worker, worker};
 use crate::clickhouse::error::{Class, classify};
 use crate::clickhouse::identifier;
 use crate::clickhouse::rows::{self, Row};
-use crate::clickhouse::schema;
+use crate::clickhouse::{schema, settings};
 use crate::faults;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{Service, metrics};
@@ -209,35 +209,6 @@ async fn again(error: &Error, delays: &mut impl Iterator<Item = Duration>) {
     tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(5))).await;
 }
 
-/// Settings of every insert. One insert must stay one block on the server, or its token would be remembered in parts.
-fn settings(worker: &Worker, token: Option<&str>) -> Vec<(&'static str, String)> {
-    let mut settings = vec![
-        // On by default since 26.3; asynchronous inserts coalesce, and are acknowledged under other tokens.
-        ("async_insert", "0".to_owned()),
-        // Below the deadline: a client's time-out does not stop an insert, it would land afterwards.
-        (
-            "max_execution_time",
-            (worker.config.clickhouse.insert_deadline_seconds / 2)
-                .max(1)
-                .to_string(),
-        ),
-        ("max_partitions_per_insert_block", "0".to_owned()),
-        ("max_insert_block_size", "1048449".to_owned()),
-        ("min_insert_block_size_rows", "1048449".to_owned()),
-        ("min_insert_block_size_bytes", "268435456".to_owned()),
-        ("max_insert_threads", "1".to_owned()),
-        (
-            "deduplicate_blocks_in_dependent_materialized_views",
-            "1".to_owned(),
-        ),
-    ];
-    if let Some(token) = token {
-        settings.push(("insert_deduplicate", "1".to_owned()));
-        settings.push(("insert_deduplication_token", token.to_owned()));
-    }
-    settings
-}
-
 async fn insert(worker: &Worker, table: &str, token: Option<&str>, bytes: Bytes) -> Result<()> {
     let client: &Client = &worker.clickhouse;
     let sql = format!(
@@ -246,10 +217,11 @@ async fn insert(worker: &Worker, table: &str, token: Option<&str>, bytes: Bytes)
         rows::column_list()
     );
     let mut insert = client.insert_formatted_with(sql);
-    for (name, value) in settings(worker, token) {
+    let patience = Duration::from_secs(u64::from(worker.config.clickhouse.insert_deadline_seconds));
+    // The server's is below the deadline, and so below the client's.
+    for (name, value) in settings::inserts(&worker.table.inserts, patience / 2, token) {
         insert = insert.with_setting(name, value);
     }
-    let patience = Duration::from_secs(u64::from(worker.config.clickhouse.insert_deadline_seconds));
     let mut insert = insert.with_timeouts(Some(patience), Some(patience));
     let second_half = bytes.slice(bytes.len() / 2..);
     insert.send(bytes.slice(..bytes.len() / 2)).await?;

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::key;
 use super::ledger::{Ledger, Position};
+use super::replays::{self, Groups};
 use super::sorter::Sorter;
 
 /// Keys that are asked for at once: some hundred kilobytes of query text.
@@ -45,8 +46,10 @@ pub(super) struct Claims {
     /// Keys with the positions of their records appended.
     left: Sorter,
     filter: Filter,
-    /// Keys of other records that have an outcome, among them all that are left and have one.
+    /// Keys and places of other records that have an outcome, among them all of those that are left.
     others: Sorter,
+    /// Keys and places of replays, and of what they replay.
+    replays: Sorter,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +70,11 @@ impl Claims {
             at,
         });
         self.arena.extend_from_slice(key);
+    }
+
+    /// The record is a replay of the one at that place.
+    pub(super) fn replay(&mut self, key: &[u8], at: Position, of: &[u8]) -> io::Result<()> {
+        replays::push(&mut self.replays, key, [&at.to_bytes(), of])
     }
 
     /// The table should be asked now.
@@ -123,33 +131,39 @@ impl Claims {
         Ok(())
     }
 
-    /// Another record has this key, and an outcome. Fails if the temporary file cannot be written.
-    pub(super) fn other(&mut self, key: &[u8]) -> io::Result<()> {
+    /// The record at that place has this key, and an outcome. Fails if the temporary file cannot be written.
+    pub(super) fn other(&mut self, key: &[u8], place: &[u8]) -> io::Result<()> {
         if self.filter.may_have(key) {
-            self.others.push(&[key])?;
+            replays::push(&mut self.others, key, [place])?;
         }
         Ok(())
     }
 
-    /// Those that are left and have the key of an other: they are settled. Answers how many.
+    /// Those that are left and have the key of an other, which they do not replay: they are settled. Answers how many.
     pub(super) fn join(&mut self) -> io::Result<u64> {
         if self.others.len() == 0 {
             return Ok(0);
         }
         let mut found = 0;
-        let mut others = std::mem::take(&mut self.others).sorted()?;
-        let mut other = Vec::new();
-        let mut more = others.next(&mut other)?;
+        let mut groups = Groups::of(
+            std::mem::take(&mut self.others),
+            std::mem::take(&mut self.replays),
+        )?;
+        let mut replays = Sorter::default();
+        let mut kept = Vec::new();
         self.each_left(|left, key, at| {
-            while more && other.as_slice() < key {
-                more = others.next(&mut other)?;
-            }
-            if more && other == key {
+            let group = groups.of_key(key)?;
+            if group.settles(at) {
                 found += 1;
                 return Ok(());
             }
+            if kept != key {
+                kept = key.to_vec();
+                group.keep_replays(key, &mut replays)?;
+            }
             left.push(&[key, &at.to_bytes()])
         })?;
+        self.replays = replays;
         Ok(found)
     }
 
@@ -288,12 +302,31 @@ mod tests {
         assert_eq!(*rows.asked.borrow(), [(8, true), (6, false)]);
         assert_eq!(claims.join().unwrap(), 0, "nothing to join with");
         for (token, id) in [("a", 2), ("a", 2), ("c", 3), ("a", 77), ("a", 0)] {
-            claims.other(&key(token, id)).unwrap();
+            claims.other(&key(token, id), &at(90).to_bytes()).unwrap();
         }
         assert_eq!((claims.join().unwrap(), claims.left()), (2, 3));
-        claims.other(&key("b", 2)).unwrap();
+        claims.other(&key("b", 2), &at(91).to_bytes()).unwrap();
         assert_eq!((claims.join().unwrap(), claims.left()), (1, 2));
         assert_eq!(missing(claims, &mut ledger), [12, 16]);
+    }
+
+    #[tokio::test]
+    async fn a_replay_is_not_settled_by_what_it_replays_however_often_it_is_looked_for() {
+        let mut claims = Claims::default();
+        let mut ledger = Ledger::default();
+        let key = key("a", 1);
+        for (offset, of) in [(10, Some(5)), (11, None), (12, Some(6))] {
+            if let Some(of) = of {
+                claims.replay(&key, at(offset), &at(of).to_bytes()).unwrap();
+            }
+            claims.push(&key, 0, at(offset));
+        }
+        claims.settle(&Rows::of([]), &mut ledger).await.unwrap();
+        for _ in 0..2 {
+            claims.other(&key, &at(5).to_bytes()).unwrap();
+            claims.join().unwrap();
+        }
+        assert_eq!(missing(claims, &mut ledger), [10]);
     }
 
     #[tokio::test]

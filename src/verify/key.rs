@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use crate::config::{Config, DedupBy};
-use crate::event::{Decoded, Event, Place, Record, decode};
+use crate::event::{Decoded, Event, Origin, Place, Record, decode};
 
 /// The key of an event with this id.
 pub(super) fn of_id(key: &mut Vec<u8>, token: &str, id: Uuid) {
@@ -76,6 +76,16 @@ pub(super) fn content(key: &[u8]) -> Option<(&str, &str, &str, i64)> {
     ))
 }
 
+/// What a record is deduplicated by.
+#[derive(Debug)]
+pub(super) struct Keyed<'a> {
+    pub(super) key: &'a [u8],
+    /// When the event happened (ms since 1970).
+    pub(super) time_ms: i64,
+    /// What the record is a replay of.
+    pub(super) origin: Option<&'a Origin>,
+}
+
 /// Reads off a topic's records what they are deduplicated by.
 pub(super) struct KeyReader<'a> {
     by: DedupBy,
@@ -96,8 +106,8 @@ impl<'a> KeyReader<'a> {
         }
     }
 
-    /// The key, and when the event happened (ms since 1970); nothing if the record is no event.
-    pub(super) fn read(&mut self, record: &Record<'_>, partition: i32) -> Option<(&[u8], i64)> {
+    /// Nothing if the record is no event.
+    pub(super) fn read(&mut self, record: &Record<'_>, partition: i32) -> Option<Keyed<'_>> {
         let place = Place {
             topic: self.topic,
             incarnation: self.incarnation,
@@ -107,7 +117,11 @@ impl<'a> KeyReader<'a> {
         decode(&place, 0, record, &mut self.decoded);
         let event = self.decoded.events.first()?;
         of_event(self.by, &mut self.key, &self.decoded, event);
-        Some((&self.key, event.timestamp))
+        Some(Keyed {
+            key: &self.key,
+            time_ms: event.timestamp,
+            origin: event.origin.as_deref(),
+        })
     }
 }
 

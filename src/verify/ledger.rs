@@ -65,6 +65,8 @@ pub struct Ledger {
     pub twice: Offenders,
     /// Those in more than one destination (counted in one).
     pub both: Offenders,
+    /// Those whose event another record had a row of already (counted as written).
+    pub repeated: Offenders,
     /// Rows at offsets where the topic never had a record: somebody else's.
     pub stray: Offenders,
     /// How many are missing, also beyond those that are named.
@@ -73,6 +75,8 @@ pub struct Ledger {
     pub twice_count: u64,
     /// How many are in more than one destination.
     pub both_count: u64,
+    /// How many repeat another one's event.
+    pub repeated_count: u64,
     /// How many rows are of no record.
     pub stray_count: u64,
     /// Those of the duplicates whose original the group has not come to: what becomes of that is not known yet.
@@ -88,9 +92,20 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Whether nothing is missing, nothing is there twice, and every row has its record.
+    /// Whether every record has ended in exactly one way, every event is there once, and every row has its record.
     pub fn adds_up(&self) -> bool {
-        self.missing.count == 0 && self.twice.count == 0 && self.stray.count == 0
+        self.offences().iter().all(|(_, offenders)| offenders.count == 0)
+    }
+
+    /// What does not add up, by kind.
+    pub fn offences(&self) -> [(&'static str, &Offenders); 5] {
+        [
+            ("missing", &self.missing),
+            ("twice", &self.twice),
+            ("both", &self.both),
+            ("repeated", &self.repeated),
+            ("stray", &self.stray),
+        ]
     }
 
     /// Counts a record. False if no destination has it: then its id decides.
@@ -118,6 +133,12 @@ impl Ledger {
     /// A record of no destination turned out to be a duplicate.
     pub(super) fn duplicate(&mut self) {
         self.duplicates += 1;
+    }
+
+    /// Another record had a row of the event already.
+    pub(super) fn repeated(&mut self, at: Position) {
+        self.repeated.add(at);
+        self.repeated_count += 1;
     }
 
     /// Rows stand where the topic has no record.
@@ -187,11 +208,7 @@ mod tests {
                 "{rows} {overflow} {dead}"
             );
             assert_eq!(ledger.records, 1);
-            assert_eq!(
-                ledger.adds_up(),
-                rows < 2,
-                "in two destinations is no offence of its own"
-            );
+            assert_eq!(ledger.adds_up(), expected.3 + expected.4 == 0);
             for (offenders, count) in [(twice, expected.3), (both, expected.4)] {
                 assert_eq!(
                     offenders.first.iter().copied().collect::<Vec<_>>(),
@@ -207,7 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_a_record_does_not_add_up() {
+    fn a_row_without_a_record_and_an_event_with_two_do_not_add_up() {
+        let mut ledger = Ledger::default();
+        ledger.repeated(at(5));
+        assert_eq!((ledger.adds_up(), ledger.repeated_count), (false, 1));
         let mut ledger = Ledger::default();
         ledger.stray(at(5));
         assert_eq!(

@@ -6,7 +6,8 @@
 //! 2. the topic says which offsets are records; those without a state are decoded, and what they are deduplicated by
 //!    (`key`) is looked up in the table, in batches (`claims`);
 //! 3. what the table does not have is looked for in the topics of rejects, then among the records themselves: an
-//!    original may be one that the group has not come to.
+//!    original may be one that the group has not come to. A replay is not settled by what it replays (`replays`);
+//! 4. the table's rows are sorted by event, on disk: none may have rows of two records (`repeated`).
 //!
 //! What is asked first may only grow meanwhile: the group's offsets come before the destinations, which have
 //! everything below them. Memory: half a byte an offset, and some tens of megabytes whatever became of the records.
@@ -20,6 +21,8 @@ mod questions;
 mod range;
 mod records;
 mod rejects;
+mod repeated;
+mod replays;
 mod scope;
 mod sorter;
 mod states;
@@ -37,11 +40,12 @@ use self::pace::Pace;
 use self::questions::Questions;
 use self::records::{More, Reader};
 use self::rejects::Passed;
+use self::replays::Place;
 use self::scope::Scope;
 use self::states::States;
 use self::table::{Highest, Table};
 use crate::config::Config;
-use crate::event::Record;
+use crate::event::{Origin, Record};
 
 pub use self::ledger::{Ledger, Offenders, Position};
 pub use self::range::{BadRange, Bound, Options, Range};
@@ -75,6 +79,7 @@ pub fn verify(
     auditor.rejected_keys()?;
     auditor.originals()?;
     auditor.strays()?;
+    auditor.repeated()?;
     auditor.finish()
 }
 
@@ -89,6 +94,8 @@ struct Auditor<'a> {
     /// What the table had when the topic's ends were not asked yet.
     highest: Highest,
     scope: Scope,
+    /// When the first and the last of the rows were written (ms since 1970).
+    written: Option<(i64, i64)>,
     states: HashMap<i32, States>,
     claims: Claims,
     ledger: Ledger,
@@ -136,25 +143,31 @@ impl<'a> Auditor<'a> {
             table,
             highest,
             scope,
+            written: None,
             states,
             claims: Claims::default(),
             ledger,
         })
     }
 
-    /// Which offsets have rows, and how many.
+    /// Which offsets have rows, and how many; and when they were written.
     fn rows(&mut self) -> anyhow::Result<()> {
         self.watch.step("rows", Some(records::total(&self.scope.records)));
         let mut done = 0;
-        let (states, watch) = (&mut self.states, &mut self.watch);
+        let (states, written, watch) = (&mut self.states, &mut self.written, &mut self.watch);
         self.runtime
-            .block_on(self.table.offsets(&self.scope.records, |partition, offset| {
-                if let Some(states) = states.get_mut(&partition) {
-                    states.add_row(offset);
-                }
-                done += 1;
-                watch.done(done);
-            }))
+            .block_on(
+                self.table
+                    .offsets(&self.scope.records, |partition, offset, time_ms| {
+                        let (first, last) = written.unwrap_or((time_ms, time_ms));
+                        *written = Some((first.min(time_ms), last.max(time_ms)));
+                        if let Some(states) = states.get_mut(&partition) {
+                            states.add_row(offset);
+                        }
+                        done += 1;
+                        watch.done(done);
+                    }),
+            )
             .context("the table could not be read")
     }
 
@@ -197,14 +210,15 @@ impl<'a> Auditor<'a> {
         self.watch.step("records", Some(all));
         let (states, claims, ledger) = (&mut self.states, &mut self.claims, &mut self.ledger);
         let (table, runtime, watch) = (&self.table, self.runtime, &mut self.watch);
-        let mut keys = KeyReader::new(self.config, &self.config.kafka.topic);
+        let kafka = &self.config.kafka;
+        let mut keys = KeyReader::new(self.config, &kafka.topic);
         let settle = |claims: &mut Claims, ledger: &mut Ledger| {
             runtime
                 .block_on(claims.settle(table, ledger))
                 .context("ids could not be looked up in the table")
         };
         self.reader.each(
-            &self.config.kafka.topic,
+            &kafka.topic,
             &self.scope.records,
             &mut |done| watch.done(done),
             |record, partition| {
@@ -213,11 +227,22 @@ impl<'a> Auditor<'a> {
                     offset: record.offset,
                 };
                 let state = states.get_mut(&partition).map(|states| states.judge(at.offset));
-                if ledger.judge(at, state.unwrap_or_default()) {
+                let state = state.unwrap_or_default();
+                let is_settled = ledger.judge(at, state);
+                // Of a reject only what it replays matters, to a replay of its own.
+                if state.rows > 0 || is_settled && Origin::of(record.headers).is_none() {
                     return Ok(More::Wanted);
                 }
                 match keys.read(record, partition) {
-                    Some((key, time_ms)) => claims.push(key, time_ms, at),
+                    Some(event) => {
+                        if let Some(of) = event.origin.and_then(|origin| replays::place(origin, kafka)) {
+                            claims.replay(event.key, at, &of).context(TEMPORARY)?;
+                        }
+                        if !is_settled {
+                            claims.push(event.key, event.time_ms, at);
+                        }
+                    }
+                    None if is_settled => {}
                     // No event, and yet no dead letter.
                     None => ledger.missing(at),
                 }
@@ -241,7 +266,9 @@ impl<'a> Auditor<'a> {
         ];
         for (topic, spans, dead) in topics {
             let step = if dead { "dead-letter ids" } else { "overflow ids" };
-            self.look_among(step, topic, &spans, |record| rejects::has_claimed(record, dead))?;
+            self.look_among(step, topic, &spans, |record, _| {
+                rejects::claimed_at(record, dead, kafka)
+            })?;
         }
         self.ledger.duplicates += self.claims.join().context(TEMPORARY)?;
         Ok(())
@@ -251,19 +278,26 @@ impl<'a> Auditor<'a> {
     fn originals(&mut self) -> anyhow::Result<()> {
         let topic = &self.config.kafka.topic;
         let ahead = self.scope.ahead.clone();
-        self.look_among("unsettled originals", topic, &ahead, |_| true)?;
+        self.look_among("unsettled originals", topic, &ahead, |record, partition| {
+            let at = Position {
+                partition,
+                offset: record.offset,
+            };
+            Some(at.to_bytes().to_vec())
+        })?;
         self.ledger.unsettled_duplicates = self.claims.join().context(TEMPORARY)?;
         self.ledger.duplicates += self.ledger.unsettled_duplicates;
         Ok(())
     }
 
-    /// Takes down the keys of those records that count as originals, if anything is left to be looked for.
+    /// Takes down the keys of those records that count as originals, with the places where they count so, if anything is
+    /// left to be looked for.
     fn look_among(
         &mut self,
         step: &'static str,
         topic: &str,
         spans: &[Span],
-        counts: impl Fn(&Record<'_>) -> bool,
+        counts_at: impl Fn(&Record<'_>, i32) -> Option<Place>,
     ) -> anyhow::Result<()> {
         if self.claims.left() == 0 {
             return Ok(());
@@ -273,10 +307,10 @@ impl<'a> Auditor<'a> {
         let mut keys = KeyReader::new(self.config, topic);
         self.reader
             .each(topic, spans, &mut |done| watch.done(done), |record, partition| {
-                if counts(record)
-                    && let Some((key, _)) = keys.read(record, partition)
+                if let Some(place) = counts_at(record, partition)
+                    && let Some(event) = keys.read(record, partition)
                 {
-                    claims.other(key).context(TEMPORARY)?;
+                    claims.other(event.key, &place).context(TEMPORARY)?;
                 }
                 Ok(More::Wanted)
             })

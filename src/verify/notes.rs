@@ -26,6 +26,16 @@ pub(super) fn unsettled_duplicates(count: u64) -> Option<String> {
     })
 }
 
+/// Events that came again when their claims had expired.
+pub(super) fn late_repeats(count: u64, window_seconds: u64) -> Option<String> {
+    (count > 0).then(|| {
+        format!(
+            "{count} records repeat an event that was written {window_seconds} s or more before \
+             (dedup.window_seconds): such are written again, by design"
+        )
+    })
+}
+
 /// Rows whose records compaction may have taken.
 pub(super) fn compacted(count: u64) -> Option<String> {
     (count > 0).then(|| {

@@ -2,15 +2,23 @@
 //!
 //! The consumer names the group only to ask for its offsets: it assigns partitions to itself, which joins nothing,
 //! and commits nothing.
+//!
+//! A range ends with its last record, or, where transactions and compaction have left no record at its end, once the
+//! partition is known to have been read up to there. A partition that seems to end earlier does not: a broker that has
+//! just become its leader, or a replica nearby, may not know yet how far it goes.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::pace::Pace;
@@ -60,15 +68,26 @@ pub(super) enum More {
 pub(super) struct Reader<'a> {
     kafka: &'a config::Kafka,
     pace: Pace,
+    patience: Duration,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(kafka: &'a config::Kafka, pace: Pace) -> Self {
-        Self { kafka, pace }
+        Self {
+            kafka,
+            pace,
+            patience: PATIENCE,
+        }
     }
 
     /// A consumer, which belongs to no group.
     pub(super) fn consumer(&self) -> anyhow::Result<BaseConsumer> {
+        self.config()
+            .create()
+            .context("the Kafka client could not be made")
+    }
+
+    fn config(&self) -> ClientConfig {
         let kafka = self.kafka;
         let mut client = client_config(
             kafka,
@@ -91,12 +110,14 @@ impl<'a> Reader<'a> {
             ("enable.auto.offset.store", "false"),
             // Retention may take the front away meanwhile: what is gone is out of scope.
             ("auto.offset.reset", "earliest"),
+            // Where a partition ends is told by the statistics alone, and by them only if this is on.
             ("enable.partition.eof", "true"),
+            ("statistics.interval.ms", "500"),
             ("allow.auto.create.topics", "false"),
         ] {
             client.set(name, value);
         }
-        client.create().context("the Kafka client could not be made")
+        client
     }
 
     /// Those of the ranges in which there is a record. Others hold only what transactions and compaction leave.
@@ -128,7 +149,10 @@ impl<'a> Reader<'a> {
         }
         // Of its own: what an earlier reading left in its queue, the end of a partition of another topic, say, cannot
         // be told from what belongs to this one.
-        let consumer = self.consumer()?;
+        let consumer: BaseConsumer<Ends> = self
+            .config()
+            .create_with_context(Ends::of(topic))
+            .context("the Kafka client could not be made")?;
         let mut assignment = TopicPartitionList::new();
         for span in open.spans.values() {
             assignment.add_partition_offset(topic, span.partition, Offset::Offset(span.start))?;
@@ -138,8 +162,10 @@ impl<'a> Reader<'a> {
         let mut headers = Vec::new();
         let mut heard = Instant::now();
         let mut trouble = None;
+        let mut told_ends = HashMap::new();
         while !open.spans.is_empty() {
-            let ended = match consumer.poll(POLL) {
+            let mut ended = Vec::new();
+            match consumer.poll(POLL) {
                 Some(Ok(message)) => {
                     let (partition, offset) = (message.partition(), message.offset());
                     let mut more = More::Wanted;
@@ -148,40 +174,89 @@ impl<'a> Reader<'a> {
                         copy_headers(&message, &mut headers);
                         more = each(&record(&message, &headers), partition)?;
                     }
-                    let ended = open.read(partition, offset, more);
+                    ended.extend(open.read(partition, offset, more));
                     done(all - open.left);
                     // Not before: `each` may have asked other services.
                     heard = Instant::now();
-                    ended
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    heard = Instant::now();
-                    open.end(partition)
+                // It does not say which offset it means.
+                Some(Err(KafkaError::PartitionEOF(_))) => heard = Instant::now(),
+                // The client mends its connections itself; patience decides.
+                Some(Err(error)) => trouble = Some(error),
+                None => {
+                    // What the client had of these partitions when it told their ends has been read by now.
+                    ended = open.end_at(&told_ends);
+                    told_ends = consumer.context().told();
                 }
-                Some(Err(error)) => {
-                    // The client mends its connections itself; patience decides.
-                    trouble = Some(error);
-                    None
-                }
-                None => None,
-            };
-            if let Some(partition) = ended {
+            }
+            for partition in ended {
                 let mut list = TopicPartitionList::new();
                 list.add_partition(topic, partition);
                 consumer.incremental_unassign(&list)?;
             }
-            if heard.elapsed() > PATIENCE {
-                let trouble = trouble.map_or_else(String::new, |error| format!(": {error}"));
-                bail!(
-                    "Kafka at {} has sent nothing of {topic} for {} s{trouble}",
-                    self.kafka.brokers,
-                    PATIENCE.as_secs()
-                );
+            if heard.elapsed() > self.patience {
+                bail!(self.silence(topic, &open, &consumer.context().told(), trouble));
             }
         }
         Ok(())
     }
+
+    /// Why nothing more comes.
+    fn silence(
+        &self,
+        topic: &str,
+        open: &Open,
+        ends: &HashMap<i32, i64>,
+        trouble: Option<KafkaError>,
+    ) -> String {
+        let (brokers, seconds) = (&self.kafka.brokers, self.patience.as_secs());
+        let trouble = trouble.map_or_else(String::new, |error| format!(": {error}"));
+        match open.early_end(ends) {
+            Some((span, end)) => format!(
+                "partition {} of {topic} ends at {end} for its leader or the replica that is read, and has for \
+                 {seconds} s, although it went to {} or beyond: records are lost, or a broker is far behind{trouble}",
+                span.partition, span.end
+            ),
+            None => format!("Kafka at {brokers} has sent nothing of {topic} for {seconds} s{trouble}"),
+        }
+    }
 }
+
+/// Up to where the client has read partitions to their ends, markers of transactions included.
+#[derive(Debug)]
+struct Ends {
+    topic: String,
+    told: Mutex<HashMap<i32, i64>>,
+}
+
+impl Ends {
+    fn of(topic: &str) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            told: Mutex::default(),
+        }
+    }
+
+    fn told(&self) -> HashMap<i32, i64> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Ends {
+    /// Statistics overtake the records that the client has fetched and nobody has polled yet.
+    fn stats(&self, statistics: Statistics) {
+        if let Some(topic) = statistics.topics.get(&self.topic) {
+            let ends = topic
+                .partitions
+                .iter()
+                .map(|(partition, of)| (*partition, of.eof_offset));
+            *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
+                ends.filter(|(_, end)| *end >= 0).collect();
+        }
+    }
+}
+
+impl ConsumerContext for Ends {}
 
 /// What is still to be read.
 struct Open {
@@ -221,7 +296,22 @@ impl Open {
         None
     }
 
-    /// Nothing more comes of a partition.
+    /// Partitions were read up to these offsets, where they ended: those whose range ends no later are done.
+    fn end_at(&mut self, ends: &HashMap<i32, i64>) -> Vec<i32> {
+        let spans = self.spans.values();
+        let done = spans.filter(|span| ends.get(&span.partition).is_some_and(|end| *end >= span.end));
+        let done: Vec<i32> = done.map(|span| span.partition).collect();
+        done.iter().filter_map(|partition| self.end(*partition)).collect()
+    }
+
+    /// A partition that seems to end before its range does, and where.
+    fn early_end(&self, ends: &HashMap<i32, i64>) -> Option<(Span, i64)> {
+        let early = |span: &Span| Some((*span, *ends.get(&span.partition)?));
+        let mut early = self.spans.values().filter_map(early);
+        early.find(|(span, end)| *end < span.end)
+    }
+
+    /// Nothing more is read of a partition.
     fn end(&mut self, partition: i32) -> Option<i32> {
         let span = self.spans.remove(&partition)?;
         self.left -= (span.end - span.start) as u64;
@@ -255,7 +345,84 @@ fn copy_headers(message: &BorrowedMessage<'_>, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+
     use super::*;
+
+    /// Ten records, of which the replica that is read knows the first five.
+    fn lagging(cluster: &MockCluster<'_, DefaultProducerContext>) -> config::Kafka {
+        cluster.create_topic("t", 1, 2).unwrap();
+        cluster.partition_leader("t", 0, Some(1)).unwrap();
+        let brokers = cluster.bootstrap_servers();
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &brokers)
+            .create()
+            .unwrap();
+        for n in 0..10_u8 {
+            let record = BaseRecord::<[u8], [u8]>::to("t").payload(std::slice::from_ref(&n));
+            producer
+                .send(record.partition(0))
+                .map_err(|(error, _)| error)
+                .unwrap();
+            producer.flush(Duration::from_secs(10)).unwrap();
+        }
+        cluster.partition_follower("t", 0, 2).unwrap();
+        cluster.follower_watermarks("t", 0, Some(0), Some(5)).unwrap();
+        // The mock's replicas only have another end of records, none of transactions.
+        let options = [("isolation.level".to_owned(), "read_uncommitted".to_owned())];
+        config::Kafka {
+            brokers,
+            options: options.into_iter().collect(),
+            ..config::Kafka::default()
+        }
+    }
+
+    const WHOLE: [Span; 1] = [Span {
+        partition: 0,
+        start: 0,
+        end: 10,
+    }];
+
+    #[test]
+    fn a_broker_that_does_not_know_the_end_yet_is_waited_for_and_one_that_never_does_is_told() {
+        let cluster = MockCluster::new(2).unwrap();
+        let kafka = lagging(&cluster);
+        let mut reader = Reader::new(&kafka, Pace::new(None));
+        reader.patience = Duration::from_secs(3);
+        let mut read = Vec::new();
+        let told = reader.each("t", &WHOLE, &mut |_| {}, |record, _| {
+            read.push(record.offset);
+            Ok(More::Wanted)
+        });
+        assert_eq!(
+            told.unwrap_err().to_string(),
+            "partition 0 of t ends at 5 for its leader or the replica that is read, and has for 3 s, although it went \
+             to 10 or beyond: records are lost, or a broker is far behind"
+        );
+        // The mock tells the end, and gives one record more.
+        assert_eq!(read, [0, 1, 2, 3, 4, 5]);
+
+        reader.patience = Duration::from_secs(30);
+        let begun = Instant::now();
+        let read = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let mut read = Vec::new();
+                let each = |record: &Record<'_>, _| {
+                    read.push(record.offset);
+                    Ok(More::Wanted)
+                };
+                reader.each("t", &WHOLE, &mut |_| {}, each).unwrap();
+                read
+            });
+            // Nobody tells that a client has come to an end.
+            std::thread::sleep(Duration::from_secs(2));
+            cluster.follower_watermarks("t", 0, Some(0), Some(10)).unwrap();
+            reading.join().unwrap()
+        });
+        assert_eq!(read, (0..10).collect::<Vec<_>>());
+        assert!(begun.elapsed() >= Duration::from_secs(2));
+    }
 
     #[test]
     fn each_offset_of_a_range_is_read_once_and_gaps_count_as_read() {
@@ -284,5 +451,20 @@ mod tests {
         assert_eq!(open.left, 3);
         assert_eq!(open.read(2, 0, More::Enough), Some(2));
         assert_eq!((open.left, open.spans.len(), open.end(2)), (0, 0, None));
+    }
+
+    #[test]
+    fn a_partition_ends_where_its_range_does_or_beyond_and_not_before() {
+        let span = |partition, end| Span {
+            partition,
+            start: 0,
+            end,
+        };
+        let mut open = Open::new(&[span(0, 10), span(1, 10), span(2, 10), span(3, 10)]);
+        let ends = [(0, 9), (1, 10), (2, 11), (7, 20)].into_iter().collect();
+        let mut ended = open.end_at(&ends);
+        ended.sort_unstable();
+        assert_eq!((ended, open.left), (vec![1, 2], 20));
+        assert_eq!(open.early_end(&ends), Some((span(0, 10), 9)));
     }
 }

@@ -1,5 +1,6 @@
 //! What a record of the dead-letter or overflow topic is a copy of, and what of those topics counts for nothing.
 
+use super::replays::{self, Place};
 use crate::config;
 use crate::event::{Origin, Reason, Record};
 use crate::kafka::producer::REASON;
@@ -50,11 +51,14 @@ pub(super) fn reason(record: &Record<'_>) -> &'static str {
         .unwrap_or("other")
 }
 
-/// Whether the record that this is a copy of had claimed its id before it was rejected. One that was no event had
-/// none, even if its copy, which is younger, would pass for one.
-pub(super) fn has_claimed(record: &Record<'_>, dead: bool) -> bool {
+/// Where the record stood that this is a copy of, if it had claimed its id before it was rejected. One that was no event
+/// had not, even if its copy, which is younger, would pass for one.
+pub(super) fn claimed_at(record: &Record<'_>, dead: bool, kafka: &config::Kafka) -> Option<Place> {
     let refused = Reason::Refused.as_str().as_bytes();
-    Origin::of(record.headers).is_some() && (!dead || record.headers.get(REASON.as_bytes()) == Some(refused))
+    if dead && record.headers.get(REASON.as_bytes()) != Some(refused) {
+        return None;
+    }
+    replays::place(&Origin::of(record.headers)?, kafka)
 }
 
 #[cfg(test)]
@@ -132,12 +136,11 @@ mod tests {
         assert_eq!(reason(&record(&of("bad_timestamp"))), "bad_timestamp");
         assert_eq!(reason(&record(&of("whatever"))), "other");
         assert_eq!(reason(&record(&[])), "other");
-        assert!(has_claimed(&record(&of("refused")), true));
-        assert!(!has_claimed(&record(&of("bad_timestamp")), true));
-        assert!(has_claimed(&record(&of("over_limit")), false));
-        assert!(!has_claimed(
-            &record(&headers(&[("sluice-reason", "over_limit")])),
-            false
-        ));
+        let kafka = crate::config::Config::load_with(None, []).unwrap().kafka;
+        let claimed = |headers: &[u8], dead| claimed_at(&record(headers), dead, &kafka).is_some();
+        assert!(claimed(&of("refused"), true));
+        assert!(!claimed(&of("bad_timestamp"), true));
+        assert!(claimed(&of("over_limit"), false));
+        assert!(!claimed(&headers(&[("sluice-reason", "over_limit")]), false));
     }
 }

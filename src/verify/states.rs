@@ -10,6 +10,8 @@ const ROWS: u8 = 0b0011;
 const JUDGED: u8 = 0b0011;
 const OVERFLOW: u8 = 0b0100;
 const DEAD: u8 = 0b1000;
+/// In place of the rejects, once it has been judged: its event is known to repeat another's.
+const REPEATED: u8 = 0b0100;
 
 /// What the destinations have of one record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,9 +74,22 @@ impl States {
         let bits = self.bits(offset);
         // A page that nothing touched stays so.
         if bits != 0 {
-            self.update(offset, |bits| bits | JUDGED);
+            self.update(offset, |_| JUDGED);
         }
         State::of(bits)
+    }
+
+    /// Whether there is a record that a destination has something of; known once all are judged.
+    pub(super) fn is_judged(&self, offset: i64) -> bool {
+        self.bits(offset) & ROWS == JUDGED
+    }
+
+    /// Answers whether it is the first time that a judged record is marked so.
+    pub(super) fn mark_repeated(&mut self, offset: i64) -> bool {
+        self.is_judged(offset)
+            && self
+                .update(offset, |bits| bits | REPEATED)
+                .is_some_and(|before| before & REPEATED == 0)
     }
 
     /// Offsets of a range that were never judged although a destination has something there.
@@ -156,6 +171,29 @@ mod tests {
         assert_eq!(states.judge(last), state(1, false, true));
         assert_eq!(states.never_judged(0..end).count(), 0);
         assert!(states.pages[1].is_none(), "an untouched page takes no memory");
+    }
+
+    #[test]
+    fn a_judged_record_is_marked_as_repeated_once_whatever_it_was_before() {
+        let mut states = States::new(0, 10);
+        for offset in 0..2 {
+            states.add_row(offset);
+            states.mark_overflow(offset);
+        }
+        states.judge(0);
+        assert_eq!((states.is_judged(0), states.is_judged(1)), (true, false));
+        assert_eq!(
+            [0, 0, 1, 5, 20].map(|offset| states.mark_repeated(offset)),
+            [true, false, false, false, false]
+        );
+        assert!(states.is_judged(0));
+        assert_eq!(
+            states
+                .never_judged(0..10)
+                .map(|(offset, _)| offset)
+                .collect::<Vec<_>>(),
+            [1]
+        );
     }
 
     #[test]

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
-use ::clickhouse::Client;
 use ::clickhouse::error::Result;
+use ::clickhouse::{Client, Row};
 use backon::{ExponentialBuilder, Retryable as _};
+use serde::Deserialize;
 use uuid::Uuid;
 
 use super::claims::Keys;
 use super::key;
+use super::ledger::Position;
 use super::records::Span;
+use super::repeated::Written;
 use crate::clickhouse::{client, identifier, literal};
 use crate::config::{Config, DedupBy};
 
@@ -29,6 +32,20 @@ pub(super) struct Table<'a> {
     client: Client,
     name: String,
     max_per_second: Option<NonZeroU32>,
+}
+
+/// What a row is deduplicated by, and whose it is. Columns that do not matter are empty.
+#[derive(Debug, Row, Deserialize)]
+struct EventRow<'a> {
+    project: &'a str,
+    id: [u8; 16],
+    user: &'a str,
+    name: &'a str,
+    time_ms: i64,
+    written_ms: i64,
+    is_ours: u8,
+    kafka_partition: u32,
+    kafka_offset: u64,
 }
 
 /// The highest offset of each incarnation and partition, as the table has them: nothing is too odd for a foreign row.
@@ -65,11 +82,26 @@ impl<'a> Table<'a> {
             .collect())
     }
 
-    /// Partition and offset of every row in the ranges, and of some beside them, as they stand in the table.
-    pub(super) async fn offsets(&self, spans: &[Span], mut each: impl FnMut(i32, i64)) -> Result<()> {
-        let Some(last) = spans.iter().map(|span| span.partition).max() else {
+    /// Partition and offset of every row in the ranges, and when it was written (ms since 1970).
+    pub(super) async fn offsets(&self, spans: &[Span], mut each: impl FnMut(i32, i64, i64)) -> Result<()> {
+        let Some(within) = self.within(spans) else {
             return Ok(());
         };
+        let sql = format!(
+            "SELECT kafka_partition, kafka_offset, toUnixTimestamp64Milli(ingested_at) FROM {} WHERE {within}",
+            self.name
+        );
+        let mut rows = self.paced().query_raw(&sql).fetch::<(u32, u64, i64)>()?;
+        while let Some((partition, offset, time_ms)) = rows.next().await? {
+            each(partition as i32, offset as i64, time_ms);
+        }
+        Ok(())
+    }
+
+    /// The rows in the ranges: one scan for all partitions. The plain comparisons are those that the table's index
+    /// understands.
+    fn within(&self, spans: &[Span]) -> Option<String> {
+        let last = spans.iter().map(|span| span.partition).max()?;
         let mut starts = vec![0; last as usize + 1];
         let mut ends = starts.clone();
         for span in spans {
@@ -78,15 +110,24 @@ impl<'a> Table<'a> {
         }
         let first = spans.iter().map(|span| span.start).min().unwrap_or(0);
         let end = ends.iter().max().copied().unwrap_or(0);
-        // One scan for all partitions; the plain comparisons are those that the table's index understands.
-        let sql = format!(
-            "SELECT kafka_partition, kafka_offset FROM {} WHERE kafka_topic = {} AND kafka_incarnation = {} \
-             AND kafka_offset >= {first} AND kafka_offset < {end} \
+        Some(format!(
+            "{} AND kafka_offset >= {first} AND kafka_offset < {end} \
              AND kafka_offset >= {starts:?}[kafka_partition + 1] AND kafka_offset < {ends:?}[kafka_partition + 1]",
-            self.name,
+            self.ours(),
+        ))
+    }
+
+    /// Rows of the topic that is settled.
+    fn ours(&self) -> String {
+        format!(
+            "kafka_topic = {} AND kafka_incarnation = {}",
             literal(&self.config.kafka.topic),
-            self.config.kafka.incarnation,
-        );
+            self.config.kafka.incarnation
+        )
+    }
+
+    /// A client whose scans read no faster than is wished.
+    fn paced(&self) -> Client {
         let mut client = self.client.clone();
         if let Some(most) = self.max_per_second {
             // The server itself reads no faster; in small blocks, so that it does not pause for long between two.
@@ -96,9 +137,53 @@ impl<'a> Table<'a> {
                 .with_setting("timeout_before_checking_execution_speed", "0")
                 .with_setting("max_block_size", most.min(65_409).to_string());
         }
-        let mut rows = client.query_raw(&sql).fetch::<(u32, u64)>()?;
-        while let Some((partition, offset)) = rows.next().await? {
-            each(partition as i32, offset as i64);
+        client
+    }
+
+    /// The key of every row that was written at these times, of all topics, and whose it is. Until `each` answers false.
+    pub(super) async fn events(
+        &self,
+        times: &RangeInclusive<i64>,
+        mut each: impl FnMut(&[u8], Written) -> bool,
+    ) -> Result<()> {
+        // What is no UTF-8 is nobody's whom it could repeat.
+        let (by, valid) = match self.config.dedup.by {
+            DedupBy::Id => (
+                "UUIDToNum(uuid) AS id, '' AS user, '' AS name, toInt64(0) AS time_ms",
+                "",
+            ),
+            DedupBy::Content => (
+                "toFixedString('', 16) AS id, distinct_id AS user, toString(event) AS name, \
+                 toUnixTimestamp64Milli(timestamp) AS time_ms",
+                "AND isValidUTF8(distinct_id) AND isValidUTF8(event)",
+            ),
+        };
+        let sql = format!(
+            "SELECT toString(token) AS project, {by}, toUnixTimestamp64Milli(ingested_at) AS written_ms, \
+             toUInt8({}) AS is_ours, kafka_partition, kafka_offset FROM {} WHERE {} AND isValidUTF8(token) {valid}",
+            self.ours(),
+            self.name,
+            within("ingested_at", times),
+        );
+        let mut rows = self.paced().query_raw(&sql).fetch::<EventRow<'_>>()?;
+        let mut key = Vec::new();
+        while let Some(row) = rows.next().await? {
+            match self.config.dedup.by {
+                DedupBy::Id => key::of_id(&mut key, row.project, Uuid::from_bytes(row.id)),
+                DedupBy::Content => key::of_content(&mut key, row.project, row.user, row.name, row.time_ms),
+            }
+            let (partition, offset) = (
+                i32::try_from(row.kafka_partition),
+                i64::try_from(row.kafka_offset),
+            );
+            let at = match (row.is_ours, partition, offset) {
+                (1, Ok(partition), Ok(offset)) => Some(Position { partition, offset }),
+                _ => None,
+            };
+            let time_ms = row.written_ms;
+            if !each(&key, Written { time_ms, at }) {
+                break;
+            }
         }
         Ok(())
     }
@@ -106,11 +191,9 @@ impl<'a> Table<'a> {
     /// Offset of every row of a partition from an offset on.
     pub(super) async fn beyond(&self, partition: u32, first: u64, mut each: impl FnMut(u64)) -> Result<()> {
         let sql = format!(
-            "SELECT kafka_offset FROM {} WHERE kafka_topic = {} AND kafka_incarnation = {} AND kafka_partition = \
-             {partition} AND kafka_offset >= {first}",
+            "SELECT kafka_offset FROM {} WHERE {} AND kafka_partition = {partition} AND kafka_offset >= {first}",
             self.name,
-            literal(&self.config.kafka.topic),
-            self.config.kafka.incarnation,
+            self.ours(),
         );
         let mut rows = self.client.query_raw(&sql).fetch::<u64>()?;
         while let Some(offset) = rows.next().await? {
@@ -127,7 +210,10 @@ impl<'a> Table<'a> {
             self.name,
             tokens(keys),
             list(asked.iter().map(|(_, id)| format!("'{id}'"))),
-            times.map_or_else(String::new, |times| format!(" AND {}", within(&times))),
+            times.map_or_else(String::new, |times| format!(
+                " AND {}",
+                within("timestamp", &times)
+            )),
         );
         let wanted: HashSet<&[u8]> = keys.iter().copied().collect();
         let mut rows = self.client.query_raw(&sql).fetch::<(String, String)>()?;
@@ -154,7 +240,7 @@ impl<'a> Table<'a> {
              (toString(token), distinct_id, toString(event), toUnixTimestamp64Milli(timestamp)) IN ({})",
             self.name,
             tokens(keys),
-            within(&times),
+            within("timestamp", &times),
             list(asked.map(|(token, distinct_id, event, ms)| format!(
                 "({},{},{},{ms})",
                 literal(token),
@@ -210,9 +296,9 @@ fn tokens(keys: &[&[u8]]) -> String {
     list(tokens.into_iter().map(literal))
 }
 
-fn within(times: &RangeInclusive<i64>) -> String {
+fn within(column: &str, times: &RangeInclusive<i64>) -> String {
     format!(
-        "timestamp >= fromUnixTimestamp64Milli({}, 'UTC') AND timestamp <= fromUnixTimestamp64Milli({}, 'UTC')",
+        "{column} >= fromUnixTimestamp64Milli({}, 'UTC') AND {column} <= fromUnixTimestamp64Milli({}, 'UTC')",
         times.start(),
         times.end()
     )

@@ -6,8 +6,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::harness::Scene;
-use crate::harness::events::{Ledger, check_remembered};
+use crate::harness::events::{Ledger, Load, check_remembered};
 use crate::harness::load::under_load;
+use crate::harness::proxy::{Manner, Proxy};
 use crate::harness::wait::{eventually, seen};
 use crate::harness::worker::Worker;
 
@@ -174,4 +175,48 @@ fn frozen_and_woken(scene: &Scene) {
     }
     Ledger::check(&sent, scene);
     check_remembered(scene, &scene.rows());
+}
+
+#[test]
+fn a_commit_of_a_generation_that_has_just_passed_is_sent_again() {
+    let scene = scene("outofturn", CLASSIC);
+    let sent = scene.produce(Load::new(PARTITIONS).take(500));
+    let worker = scene
+        .start_failing("commit-out-of-turn=3*return->5*off->2*return", &[])
+        .ready();
+    scene.settled();
+    Ledger::check(&sent, &scene);
+    assert_eq!(scene.logged("the partition is dropped"), 0);
+    assert_eq!(worker.metric("sluice_consumer_restarts_total"), Some(0.0));
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+/// The rebalance waits for what is held up; the partitions that stay have blocks that are closed when it goes on, just
+/// as the broker makes a new generation of it.
+#[test]
+fn partitions_that_stay_go_on_when_a_rebalance_was_held_up() {
+    let scene = scene("stays", "{}");
+    let proxy = Proxy::to(scene.clickhouse.url());
+    let mut load = Load::new(PARTITIONS);
+    let mut sent = scene.produce(load.take(200));
+    let first = scene.start_with(&[("clickhouse.url", proxy.url())]).ready();
+    scene.settled();
+    proxy.set(Manner::HoldsInserts);
+    sent.extend(scene.produce(load.take(200)));
+    eventually("inserts are held up", PATIENCE, || {
+        seen(proxy.held() > 3, proxy.held())
+    });
+    let second = scene.start();
+    eventually("a rebalance waits", PATIENCE, || {
+        seen(scene.logged("partitions are given away") > 0, "none")
+    });
+    proxy.set(Manner::Open);
+    sent.extend(scene.produce(load.take(2_000)));
+    scene.settled();
+    Ledger::check(&sent, &scene);
+    assert_eq!(scene.logged("the partition is dropped"), 0);
+    for worker in [first, second] {
+        assert_eq!(worker.metric("sluice_consumer_restarts_total"), Some(0.0));
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
 }

@@ -9,6 +9,7 @@ use crate::harness::Scene;
 use crate::harness::clickhouse::Row;
 use crate::harness::events::origin;
 use crate::harness::kafka::{NamedValue, Record};
+use crate::harness::monitor::Monitor;
 use crate::harness::raw_kafka::produce_with_headers;
 
 /// A payload that earns the reason; `None` is a tombstone.
@@ -296,4 +297,33 @@ fn finding_refused_rows_may_take_longer_than_the_deadline() {
     assert_eq!(scene.clickhouse.count(&scene.database), 300);
     assert!(scene.rejects(&scene.overflow).is_empty());
     assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
+fn headers_that_name_topics_that_there_are_not_cost_redis_one_question_a_block() {
+    let scene = Scene::new("forged", 1);
+    let forged = |n: u32| {
+        Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"e","distinct_id":"d","uuid":"{n}"}}"#),
+        )
+        .header("sluice-reason", "over_limit")
+        .header("sluice-topic", &format!("nowhere-{n}"))
+        .header("sluice-incarnation", "0")
+        .header("sluice-partition", "0")
+        .header("sluice-offset", "0")
+    };
+    scene.produce((0..500).map(forged).collect());
+    let monitor = Monitor::of(&scene, format!("\"{}config:sources\"", scene.prefix));
+    let worker = scene.start().ready();
+    scene.settled();
+    let blocks = worker.metric("sluice_blocks_total{kind=\"fresh\"}");
+    assert_eq!(worker.terminate().code(), Some(0));
+    assert_eq!(scene.rows().len(), 500);
+    let asked = monitor.heard();
+    let asked: Vec<&String> = asked.iter().filter(|line| line.contains("\"HGETALL\"")).collect();
+    assert!(
+        !asked.is_empty() && asked.len() as f64 <= blocks.unwrap(),
+        "{asked:?} for {blocks:?} blocks"
+    );
 }

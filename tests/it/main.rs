@@ -37,3 +37,4 @@ mod operators;
 mod outages;
 mod verify;
 mod verify_edges;
+mod verify_events;

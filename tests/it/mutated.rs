@@ -9,6 +9,7 @@ use crate::cases::{Case, Cases};
 use crate::harness::Scene;
 use crate::harness::events::origin;
 use crate::harness::kafka::Record;
+use crate::harness::told::OFFENCES;
 
 const RECORDS: u64 = 20_000;
 const PARTITIONS: i32 = 2;
@@ -108,7 +109,7 @@ fn every_mutated_record_is_accounted_for() {
     for name in outcomes {
         assert!(count(name) > 100, "too few {name} to prove anything: {ledger}");
     }
-    for name in ["missing", "twice", "both"] {
+    for name in OFFENCES {
         assert_eq!(ledger[name].as_array().map(Vec::len), Some(0), "{name}: {ledger}");
     }
     let reasons: BTreeMap<String, u64> = serde_json::from_value(ledger["reasons"].clone()).unwrap();

@@ -87,6 +87,33 @@ fn a_rewind_of_limited_events_charges_nobody_twice_and_keeps_what_was_written() 
 }
 
 #[test]
+fn after_a_rewind_an_owner_that_catches_up_with_itself_is_no_zombie() {
+    let mut scene = Scene::new("caughtup", 1);
+    scene.set_deadline(REWIND_DEADLINE);
+    let of = |token: &str| {
+        let event = format!(r#"{{"token":"{token}","event":"e","distinct_id":"d"}}"#);
+        scene.produce((0..10).map(|_| Record::of(0, event.clone())).collect())
+    };
+    of("a");
+    settle(&scene);
+    // What is decided of this token carries the commit 10.
+    of("b");
+    settle(&scene);
+    scene.kafka.commit(&scene.group, &scene.topic, &[(0, 0)]);
+    scene.set("batch.max_rows", "10");
+    // Its second block is called stale while the first is under way; Kafka is asked once that one is committed.
+    let worker = scene
+        .start_failing("before-asking-kafka=return(3000)", &[])
+        .ready();
+    scene.settled();
+    assert_eq!(scene.logged("the partition is dropped"), 0);
+    assert_eq!(worker.metric("sluice_consumer_restarts_total"), Some(0.0));
+    assert_eq!(worker.terminate().code(), Some(0));
+    assert_eq!(scene.rows().len(), 20);
+    assert_eq!(scene.rejects(&scene.overflow).len(), 0);
+}
+
+#[test]
 fn an_announced_block_is_recovered_with_the_very_same_cut() {
     let mut scene = Scene::private("announced", 1);
     // The dead are missed soon.

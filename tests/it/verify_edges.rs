@@ -172,8 +172,7 @@ fn what_any_producer_may_write_is_noted_and_counts_for_nothing() {
         .kafka
         .produce(&scene.overflow, vec![reject(&scene, &sent[0], "over_limit")]);
     let told = verify(&scene, &[]);
-    told.offends(&[(0, 1)], &[], &[]);
-    assert_eq!(told.places("both"), [(0, 0)]);
+    told.offends_by(&[("missing", &[(0, 1)]), ("both", &[(0, 0)])]);
     assert!(told.notes_that("incarnation 7"), "{told:?}");
     scene.set("kafka.incarnation", "7");
     let told = verify(&scene, &[]);

@@ -122,7 +122,7 @@ fn committed(s: &Scenario, state: &mut State, at: At, commit: Commit) -> bool {
     true
 }
 
-/// The commit of an announcement stands still on its way.
+/// The commit of an announcement stands still on its way; or it is refused for its generation, and sent again.
 pub(crate) fn hang(s: &Scenario, state: &mut State, at: At, fault: Fault) {
     take(s, state, at);
     let commit = announcement(s, state, at);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{CALL_TIMEOUT, Finding, clock_difference, clock_finding, now_micros};
 use crate::cli::with_causes;
-use crate::clickhouse::{client, schema};
+use crate::clickhouse::{client, schema, settings};
 use crate::config::ClickHouse;
 
 const TABLE: &str = "events";
@@ -37,7 +37,7 @@ struct Text {
 
 /// All findings; without an answer there is only one.
 pub(super) async fn check(config: &ClickHouse) -> Vec<Finding> {
-    let client = client(config).with_database("default");
+    let client = settings::reads(&client(config)).with_database("default");
     let mut findings = Vec::new();
     if let Err(error) = ask(&client, config, &mut findings).await {
         findings.push(Finding::unreachable(error));

@@ -8,19 +8,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use ::clickhouse::error::Result;
 use uuid::Uuid;
 
 use super::super::block::Block;
-use super::super::retry::until_done;
 use super::super::{Outcome, Partition};
 use crate::clickhouse::{identifier, literal};
 use crate::config::DedupBy;
 use crate::event::{Decoded, Event};
-use crate::telemetry::{Service, metrics};
-
-/// Bytes of the longest query: a block of events that are all old, with the longest names.
-const LONGEST_QUERY: &str = "1073741824";
+use crate::telemetry::metrics;
 
 /// What two events have in common that are one, within their token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,9 +49,7 @@ impl Partition {
         metrics().beyond_window_lookups.increment(1);
         metrics().beyond_window_events.increment(old.len() as u64);
         let sql = self.rows_like(dedup.by, decoded, &old);
-        let reads = self.worker.reads().with_setting("max_query_size", LONGEST_QUERY);
-        let ask = async || -> Result<Vec<Row>> { reads.query_raw(&sql).fetch_all().await };
-        let rows = until_done(Service::ClickHouse, "look beyond the window", ask).await;
+        let rows: Vec<Row> = self.worker.ask("look beyond the window", &sql).await;
         let by_others = self.by_others(dedup.by, rows);
         for i in old {
             let event = &decoded.events[i];

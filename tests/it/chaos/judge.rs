@@ -10,6 +10,7 @@ use super::world::World;
 use crate::harness::Scene;
 use crate::harness::events::{Ledger, check_remembered, ids_of};
 use crate::harness::kafka::Record;
+use crate::harness::told::OFFENCES;
 
 /// The token whose limit some events are over.
 pub(super) const LIMITED: &str = "gamma";
@@ -87,7 +88,8 @@ fn verify(scene: &Scene, sent: &[Record], verdict: &mut Verdict) {
     };
     let count = |name: &str| ledger[name].as_u64().unwrap_or_default();
     verdict.ledger = format!(
-        "{} records = {} written + {} duplicates + {} limited + {} dead letters; {} missing, {} twice, {} both",
+        "{} records = {} written + {} duplicates + {} limited + {} dead letters; {} missing, {} twice, {} both, \
+         {} repeated, {} stray",
         count("records"),
         count("written"),
         count("duplicates"),
@@ -96,11 +98,13 @@ fn verify(scene: &Scene, sent: &[Record], verdict: &mut Verdict) {
         count("missing_count"),
         count("twice_count"),
         count("both_count"),
+        count("repeated_count"),
+        count("stray_count"),
     );
     if count("records") != sent.len() as u64 {
         verdict.problems.push(format!("{} records were sent", sent.len()));
     }
-    for kind in ["missing", "twice", "both"] {
+    for kind in OFFENCES {
         let offenders = ledger[kind].as_array().map_or(&[][..], Vec::as_slice);
         if offenders.is_empty() {
             continue;

@@ -1,6 +1,7 @@
 //! Producing records, reading topics, and what a group has committed.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -332,19 +333,20 @@ impl Kafka {
     pub(crate) fn read(&self, topic: &str) -> Vec<Record> {
         let consumer = self.consumer("it-read");
         let mut assignment = TopicPartitionList::new();
-        let mut wanted = Vec::new();
+        let mut open = HashSet::new();
         for partition in 0..self.partitions(topic) {
             let (low, high) = consumer.fetch_watermarks(topic, partition, ASK).unwrap();
             assignment
                 .add_partition_offset(topic, partition, Offset::Offset(low))
                 .unwrap();
-            wanted.push(high);
+            if high > 0 {
+                open.insert(partition);
+            }
         }
-        let mut open = wanted.iter().filter(|high| **high > 0).count();
         consumer.assign(&assignment).unwrap();
         let mut records = Vec::new();
         let deadline = std::time::Instant::now() + Duration::from_mins(1);
-        while open > 0 {
+        while !open.is_empty() {
             assert!(
                 std::time::Instant::now() < deadline,
                 "{topic} could not be read to its end"
@@ -366,7 +368,10 @@ impl Kafka {
                         timestamp: message.timestamp().to_millis(),
                     });
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+                // Also of the empty ones.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    open.remove(&partition);
+                }
                 Some(Err(error)) => panic!("{topic} could not be read: {error}"),
                 None => {}
             }

@@ -15,8 +15,13 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// From here on every command is heard.
+    /// From here on every command is heard that counts permits.
     pub(crate) fn start(scene: &Scene) -> Self {
+        Self::of(scene, "\"HINCRBY\"".to_owned())
+    }
+
+    /// From here on every command is heard that has `word` in it: all of them would be as long as the load.
+    pub(crate) fn of(scene: &Scene, word: String) -> Self {
         let address = scene
             .redis_url()
             .strip_prefix("redis://")
@@ -29,13 +34,12 @@ impl Monitor {
         let mut answer = String::new();
         lines.read_line(&mut answer).unwrap();
         assert_eq!(answer.trim(), "+OK");
-        // Only what counts permits: the rest would be as long as the load.
         let reader = std::thread::spawn(move || {
             lines
                 .split(b'\n')
                 .map_while(Result::ok)
                 .map(|line| String::from_utf8_lossy(&line).into_owned())
-                .filter(|line| line.contains("\"HINCRBY\""))
+                .filter(|line| line.contains(&word))
                 .collect()
         });
         Self {
@@ -45,11 +49,16 @@ impl Monitor {
         }
     }
 
+    /// What was heard. Ends the listening.
+    pub(crate) fn heard(self) -> Vec<String> {
+        self.stream.shutdown(Shutdown::Both).unwrap();
+        self.reader.join().unwrap()
+    }
+
     /// When how many permits were counted on `key`, in order of time. Ends the listening.
     pub(crate) fn permits(self, key: &str) -> Vec<(Duration, usize)> {
-        self.stream.shutdown(Shutdown::Both).unwrap();
         let key = format!("\"{}{key}\"", self.prefix);
-        let lines = self.reader.join().unwrap();
+        let lines = self.heard();
         let of_key = lines.iter().filter(|line| line.contains(&key));
         of_key
             .map(|line| {

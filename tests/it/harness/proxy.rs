@@ -48,6 +48,8 @@ struct State {
     under_way: usize,
     /// Connections that are still to be cut: how, whether only those of inserts, and how many.
     cuts: Option<(Cut, bool, usize)>,
+    /// Put in front of the parameters of each request's URL.
+    profile: String,
 }
 
 /// The insert of a connection.
@@ -98,6 +100,7 @@ impl Proxy {
             landed: Vec::new(),
             under_way: 0,
             cuts: None,
+            profile: String::new(),
         }));
         let proxy = Self {
             url: format!("{scheme}://{address}"),
@@ -135,6 +138,12 @@ impl Proxy {
 
     pub(crate) fn set(&self, manner: Manner) {
         self.state.lock().unwrap().manner = manner;
+    }
+
+    /// Gives every request these settings (`a=1&b=2`) before its own, which come after them and so override them: what
+    /// the user's profile on the server would do.
+    pub(crate) fn set_profile(&self, settings: &str) {
+        self.state.lock().unwrap().profile = format!("{settings}&");
     }
 
     /// Cuts the connections of the next `times` requests (of inserts, if `only_inserts`).
@@ -217,6 +226,14 @@ impl Shared {
         Piece::Pass
     }
 
+    /// A piece that a request begins with, with the profile in its URL.
+    fn with_profile(&self, some: &[u8]) -> Option<Vec<u8>> {
+        const BEGINS: &[u8] = b"POST /?";
+        let profile = self.state.lock().unwrap().profile.clone();
+        let rest = some.strip_prefix(BEGINS).filter(|_| !profile.is_empty())?;
+        Some([BEGINS, profile.as_bytes(), rest].concat())
+    }
+
     fn manner(&self) -> Manner {
         self.state.lock().unwrap().manner
     }
@@ -277,6 +294,8 @@ fn requests(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
                 &[]
             }
         };
+        let changed = shared.with_profile(some);
+        let some = changed.as_deref().unwrap_or(some);
         let piece = match left {
             None => shared.judge(some, &kept),
             Some(_) => Piece::Pass,

@@ -5,6 +5,12 @@ use serde_json::Value;
 use super::Scene;
 use super::kafka::Record;
 
+/// All that does not add up.
+pub(crate) const OFFENCES: [&str; 5] = ["missing", "twice", "both", "repeated", "stray"];
+
+/// Offenders of a kind.
+pub(crate) type Offence<'a> = (&'a str, &'a [(i32, i64)]);
+
 /// A ledger as the command told it, and its exit code.
 #[derive(Debug)]
 pub(crate) struct Told {
@@ -49,16 +55,27 @@ impl Told {
         ["records", "written", "duplicates", "limited", "dead_letters"].map(|name| self.count(name))
     }
 
-    /// Checks what does not add up, and the exit code that belongs to it.
+    /// Checks what is missing, there twice, and stray, that nothing else offends, and the exit code that belongs to it.
     pub(crate) fn offends(&self, missing: &[(i32, i64)], twice: &[(i32, i64)], stray: &[(i32, i64)]) {
-        for (kind, expected) in [("missing", missing), ("twice", twice), ("stray", stray)] {
-            assert_eq!(self.places(kind), expected, "{kind}: {self:?}");
-            assert_eq!(self.count(&format!("{kind}_count")), expected.len() as u64);
+        self.offends_by(&[("missing", missing), ("twice", twice), ("stray", stray)]);
+    }
+
+    /// Checks what does not add up, by kind: of others there is nothing. And the exit code that belongs to it.
+    pub(crate) fn offends_by(&self, expected: &[Offence<'_>]) {
+        let of = |kind: &str| {
+            expected
+                .iter()
+                .find(|(of, _)| *of == kind)
+                .map_or(&[][..], |(_, at)| *at)
+        };
+        for kind in OFFENCES {
+            assert_eq!(self.places(kind), of(kind), "{kind}: {self:?}");
+            assert_eq!(self.count(&format!("{kind}_count")), of(kind).len() as u64);
         }
-        let adds_up = missing.is_empty() && twice.is_empty() && stray.is_empty();
+        let adds_up = OFFENCES.iter().all(|kind| of(kind).is_empty());
         assert_eq!(self.code, Some(i32::from(!adds_up)), "{self:?}");
         let [records, outcomes @ ..] = self.counts();
-        assert_eq!(records, outcomes.iter().sum::<u64>() + missing.len() as u64);
+        assert_eq!(records, outcomes.iter().sum::<u64>() + of("missing").len() as u64);
     }
 }
 
