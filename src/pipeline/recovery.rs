@@ -27,7 +27,7 @@ const AFTER_STALE: Duration = Duration::from_secs(5);
 enum Sends {
     /// What the table lacks.
     Missing,
-    /// The same, for the block is too old. The views behind the table may lack more.
+    /// The same, for the block is too old, or not known to be of one insert. The views behind the table may lack more.
     MissingDespiteViews,
     /// Every row that passed.
     All,
@@ -125,16 +125,14 @@ impl Partition {
     /// server that is killed has written the one and not the other, for they are no transaction. So all of them, if the
     /// token cannot have left the server's window, and every row of the block came under it.
     async fn sends(&self, prepared: &Prepared) -> Sends {
-        let Some(first_ms) = prepared.first_ms else {
-            return Sends::Missing;
-        };
         let sql = format!(
             "SELECT notEmpty(dependencies_table) FROM system.tables WHERE database = {} AND name = 'events'",
             literal(&self.worker.config.clickhouse.database)
         );
         let views: Vec<u8> = self.worker.ask("ask for views behind the table", &sql).await;
+        let young = |first_ms| now_ms().saturating_sub(first_ms) < self.worker.deadline_ms();
         match views.first() {
-            Some(1) if now_ms().saturating_sub(first_ms) < self.worker.deadline_ms() => Sends::All,
+            Some(1) if prepared.first_ms.is_some_and(young) => Sends::All,
             Some(1) => Sends::MissingDespiteViews,
             _ => Sends::Missing,
         }

@@ -138,7 +138,7 @@ const COUNTERS: [(&str, Unit, &str); 24] = [
     (
         VIEWS_DOUBTFUL,
         Unit::Count,
-        "Blocks recovered so late that views behind the table may lack rows of them: compare them with the table.",
+        "Blocks recovered late, or after a rewind, of which views may lack rows: compare them with the table.",
     ),
     (
         ANNOUNCEMENTS_LOST,

@@ -123,6 +123,8 @@ fn an_announced_block_is_recovered_with_the_very_same_cut() {
     );
     // The whole of each load in one block.
     scene.set("batch.max_age_ms", "2000");
+    // A block whose events are old would not be announced before ClickHouse has been asked for them.
+    scene.set("dedup.beyond_window", "false");
     let mut load = Load::new(1);
     let mut sent = scene.produce(load.take(100));
     settle(&scene);

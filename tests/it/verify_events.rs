@@ -146,6 +146,8 @@ fn an_event_that_redis_let_through_twice_is_repeated_within_the_window_and_noted
 fn by_content_events_are_repeated_by_what_they_say_and_not_by_their_ids() {
     let mut scene = Scene::new("repeatedcontent", 1);
     scene.set("dedup.by", "content");
+    // Or the table would tell the worker.
+    scene.set("dedup.beyond_window", "false");
     let timed = |user: &str, uuid: &str| {
         Record::of(
             0,
