@@ -19,6 +19,8 @@ use crate::generate::{self, Bounds, Hot, Plan, Shape, Summary, Watch};
 /// How often the progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 const DEFAULT_COUNT: u64 = 100_000;
+/// How far back events reach unless told otherwise, ms: within the default window of claims.
+const HALF_A_DAY: u64 = 43_200_000;
 
 /// Arguments of `sluice generate`.
 #[derive(Debug, clap::Args)]
@@ -62,10 +64,13 @@ pub struct Args {
     /// About how many bytes an event has.
     #[arg(long, value_name = "BYTES", default_value_t = 500, value_parser = size)]
     size: usize,
-    /// Days over which the events are spread.
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=3650))]
-    days: u32,
-    /// When the last of these days ends, RFC 3339 [default: the latest midnight, UTC].
+    /// Days over which the events are spread [default: half a day, as live traffic is].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: Option<u32>,
+    /// Share of events that come late: they happened up to 60 days before the others.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    late: f64,
+    /// When the events end, RFC 3339 [default: the latest full hour].
     #[arg(long, value_name = "TIME")]
     until: Option<Timestamp>,
     /// Create the three topics where they are missing, with so many partitions.
@@ -107,7 +112,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
     }
     let until = match args.until {
         Some(until) => until,
-        None => midnight()?,
+        None => full_hour()?,
     };
     let plan = Plan {
         // Events of two runs must not be each other's duplicates unless somebody asks for it.
@@ -122,8 +127,11 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
             share: args.hot_share,
         }),
         size: args.size,
+        late: args.late,
         until_ms: until.as_millisecond(),
-        days: args.days,
+        span_ms: args
+            .days
+            .map_or(HALF_A_DAY, |days| 2 * HALF_A_DAY * u64::from(days)),
     };
     let bounds = bounds(&args)?;
     let seed = plan.seed;
@@ -226,10 +234,10 @@ impl Report {
     }
 }
 
-/// The latest midnight: two runs of a day with the same seed make the same bytes.
-fn midnight() -> anyhow::Result<Timestamp> {
+/// The latest full hour: two runs within an hour with the same seed make the same bytes.
+fn full_hour() -> anyhow::Result<Timestamp> {
     let now = Timestamp::now().as_millisecond();
-    Timestamp::from_millisecond(now - now.rem_euclid(86_400_000)).context("the clock has no midnight")
+    Timestamp::from_millisecond(now - now.rem_euclid(3_600_000)).context("the clock has no such time")
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -6,7 +6,7 @@ use std::io::Write as _;
 
 use uuid::Uuid;
 
-use super::{Generator, Shape};
+use super::{Generator, LATE_MS, Shape};
 
 /// Event names; the first are drawn more often, because real projects are mostly page views.
 const NAMES: [&str; 16] = [
@@ -92,8 +92,11 @@ impl Generator {
         let is_hot = hot.is_some();
         let token = hot.unwrap_or_else(|| self.token());
         let busy = self.draw.share();
-        let span_ms = u64::from(self.plan.days.max(1)) * 86_400_000;
-        let time_ms = self.plan.until_ms - self.draw.below(span_ms) as i64;
+        let mut ago_ms = self.draw.below(self.plan.span_ms.max(1));
+        if self.plan.late > 0.0 && self.draw.chance(self.plan.late) {
+            ago_ms += self.draw.below(LATE_MS);
+        }
+        let time_ms = self.plan.until_ms - ago_ms as i64;
         let facts = Facts {
             uuid: uuid_v7(time_ms, self.draw.long(), self.draw.long()),
             token,

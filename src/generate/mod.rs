@@ -61,8 +61,10 @@ pub struct Plan {
     pub size: usize,
     /// Events happened before this time, ms since 1970.
     pub until_ms: i64,
-    /// And within this many days before it.
-    pub days: u32,
+    /// And within so many ms before it.
+    pub span_ms: u64,
+    /// Share of events that come late, 0 to 1: they happened up to [`LATE_MS`] before the others.
+    pub late: f64,
 }
 
 /// What became of an index.
@@ -113,6 +115,8 @@ pub const REASONS: [Reason; Reason::ALL.len() - 1] = [
 
 /// Oversized records of one run: a megabyte each, more would be a test of the disk.
 const TOO_LARGE_AT_MOST: u64 = 4;
+/// How much earlier than the others a late event happened at the most, in ms: 60 days.
+pub const LATE_MS: u64 = 60 * 86_400_000;
 /// How far back a duplicate reaches: beyond it no client retries, and an index stays cheap to resolve.
 const REACH: u64 = 1 << 20;
 
@@ -304,7 +308,8 @@ mod tests {
             hot: None,
             size: 500,
             until_ms: 1_790_000_000_000,
-            days: 7,
+            span_ms: 7 * 86_400_000,
+            late: 0.0,
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use backon::{BackoffBuilder as _, ConstantBuilder};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -26,6 +27,8 @@ use crate::kafka::producer::CONSUMER_ONLY;
 const CHUNK: u64 = 1024;
 /// Time for the last records to be acknowledged, and for Kafka to answer at all.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a topic that has just been made may be unknown to some broker.
+const NEW_TOPIC: Duration = Duration::from_secs(5);
 
 /// When a run ends, and how fast it goes.
 #[derive(Clone, Copy, Debug)]
@@ -261,20 +264,35 @@ fn producer(kafka: &config::Kafka) -> anyhow::Result<ThreadedProducer<Deliveries
         .context("the Kafka client could not be made")
 }
 
-/// The topic's number of partitions. All topics are asked for: to ask for one by its name could create it.
+/// The topic's number of partitions. All topics are asked for: to ask for one by its name could create it. A topic that
+/// has just been made is not known to every broker at once, so a missing one is asked for again for a while.
 fn partitions(
     producer: &ThreadedProducer<Deliveries>,
     kafka: &config::Kafka,
     topic: &str,
 ) -> anyhow::Result<u64> {
-    let metadata = producer
-        .client()
-        .fetch_metadata(None, PATIENCE / 4)
-        .with_context(|| format!("Kafka at {} does not answer", kafka.brokers))?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic);
-    match found.map(|found| found.partitions().len()) {
-        Some(partitions) if partitions > 0 => Ok(partitions as u64),
-        _ => bail!("the topic {topic:?} does not exist: --create-topics PARTITIONS makes it"),
+    let ask = || {
+        let metadata = producer
+            .client()
+            .fetch_metadata(None, PATIENCE / 4)
+            .with_context(|| format!("Kafka at {} does not answer", kafka.brokers))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        Ok(found.map_or(0, |found| found.partitions().len() as u64))
+    };
+    let pauses = ConstantBuilder::new()
+        .with_delay(NEW_TOPIC / 20)
+        .with_max_times(20);
+    let mut found: anyhow::Result<u64> = ask();
+    for pause in pauses.build() {
+        if !matches!(found, Ok(0)) {
+            break;
+        }
+        std::thread::sleep(pause);
+        found = ask();
+    }
+    match found? {
+        0 => bail!("the topic {topic:?} does not exist: --create-topics PARTITIONS makes it"),
+        partitions => Ok(partitions),
     }
 }
 

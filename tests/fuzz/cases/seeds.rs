@@ -98,7 +98,8 @@ pub(super) fn all(seed: u64) -> Vec<Case> {
         hot: None,
         size: 400,
         until_ms: RECORD_TIME,
-        days: 3,
+        span_ms: 3 * 86_400_000,
+        late: 0.0,
     });
     for index in 0..GENERATED {
         let made = generator.record(index);
