@@ -4,6 +4,8 @@
 //! included. The engine only parses and inserts, at least once; the worker also claims, limits, keeps timelines and
 //! user properties, and writes each event once. Prints each rate, their ratio run by run, and CPU an event of each
 //! process. These machines are noisy: the ratio and its spread say more than a rate.
+//!
+//! With `--beyond ROWS`, instead: what the look beyond the window costs the worker, on a table of so many rows.
 
 #![expect(
     clippy::expect_used,
@@ -13,13 +15,14 @@
     reason = "a program that shows its result, and stops at whatever it did not expect"
 )]
 
+mod beyond;
 mod engine;
 mod stack;
 mod worker;
 
 use comfy_table::{CellAlignment, Table};
 
-use stack::{Cpu, Stack};
+use stack::{Cpu, Stack, TOPIC};
 
 /// What one run took.
 struct Run {
@@ -33,12 +36,15 @@ struct Run {
 struct Arguments {
     events: u64,
     rounds: usize,
+    /// Rows of the table that is looked into; 0 for the engine's benchmark.
+    beyond: u64,
 }
 
 fn arguments() -> Arguments {
     let mut parsed = Arguments {
         events: 1_000_000,
         rounds: 3,
+        beyond: 0,
     };
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
@@ -51,6 +57,7 @@ fn arguments() -> Arguments {
         match name.as_str() {
             "--events" => parsed.events = value(),
             "--rounds" => parsed.rounds = value() as usize,
+            "--beyond" => parsed.beyond = value(),
             // What cargo itself passes.
             "--bench" => {}
             other => usage(&format!("unknown argument {other}")),
@@ -60,14 +67,23 @@ fn arguments() -> Arguments {
 }
 
 fn usage(problem: &str) -> ! {
-    eprintln!("{problem}\nusage: make bench ARGS='--bench pipeline -- [--events N] [--rounds N]'");
+    eprintln!(
+        "{problem}\nusage: make bench ARGS='--bench pipeline -- [--events N] [--rounds N] [--beyond ROWS]'"
+    );
     std::process::exit(2)
 }
 
 fn main() {
-    let Arguments { events, rounds } = arguments();
+    let Arguments {
+        events,
+        rounds,
+        beyond,
+    } = arguments();
     let stack = Stack::up();
-    stack.generate(events);
+    if beyond > 0 {
+        return beyond::run(&stack, events, rounds, beyond);
+    }
+    stack.generate(TOPIC, events, 0.0);
     println!("{events} records in 8 partitions; {rounds} rounds, each the engine and the worker in turn");
     let (mut engine, mut worker) = (Vec::new(), Vec::new());
     for round in 0..rounds {

@@ -76,7 +76,7 @@ impl Stack {
     }
 
     /// The binary, told of this stack and of `run`'s own names, so that no run sees another's state.
-    pub(crate) fn sluice(&self, run: &str) -> Command {
+    pub(crate) fn sluice(&self, run: &str, topic: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
         for name in [
             "SLUICE_KAFKA__BROKERS",
@@ -86,19 +86,22 @@ impl Stack {
             command.env(name, self.get(name));
         }
         command
-            .env("SLUICE_KAFKA__TOPIC", TOPIC)
-            .env("SLUICE_KAFKA__OVERFLOW_TOPIC", format!("{TOPIC}_overflow"))
-            .env("SLUICE_KAFKA__DEAD_LETTER_TOPIC", format!("{TOPIC}_dead_letter"))
+            .env("SLUICE_KAFKA__TOPIC", topic)
+            .env("SLUICE_KAFKA__OVERFLOW_TOPIC", format!("{topic}_overflow"))
+            .env("SLUICE_KAFKA__DEAD_LETTER_TOPIC", format!("{topic}_dead_letter"))
             .env("SLUICE_KAFKA__GROUP_ID", run)
             .env("SLUICE_REDIS__KEY_PREFIX", format!("{run}:"))
             .env("SLUICE_CLICKHOUSE__DATABASE", run);
         command
     }
 
-    pub(crate) fn generate(&self, events: u64) {
-        let events = events.to_string();
+    /// Makes a topic with its backlog; `late` is the share of events that are older than the window of claims.
+    pub(crate) fn generate(&self, topic: &str, events: u64, late: f64) {
+        let (events, late) = (events.to_string(), late.to_string());
         let arguments = [
             "generate",
+            "--late",
+            &late,
             "--count",
             &events,
             "--seed",
@@ -115,7 +118,7 @@ impl Stack {
             "0.1",
         ];
         let status = self
-            .sluice("generate")
+            .sluice("generate", topic)
             .args(arguments)
             .status()
             .expect("sluice generate runs");

@@ -1,13 +1,13 @@
 //! The worker: the release binary as a process of its own.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::Run;
-use crate::stack::{Stack, peak};
+use crate::stack::{Stack, TOPIC, peak};
 
 /// Ended, whatever becomes of the bench.
 struct Running(Child);
@@ -24,9 +24,22 @@ impl Drop for Running {
 /// Starts it on the full topic with a group, a database and keys of its own, until every record is settled.
 pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
     let name = format!("worker_{round}");
+    let run = run_into(stack, &name, TOPIC, events, |_| ());
+    stack.query(&format!("DROP DATABASE {name} SYNC"));
+    run
+}
+
+/// The same of any topic, into a database that stays. `set_up` may add what the worker is told.
+pub(crate) fn run_into(
+    stack: &Stack,
+    name: &str,
+    topic: &str,
+    events: u64,
+    set_up: impl FnOnce(&mut Command),
+) -> Run {
     stack.forget_redis();
     let migrated = stack
-        .sluice(&name)
+        .sluice(name, topic)
         .arg("migrate")
         .stdout(Stdio::null())
         .status()
@@ -37,8 +50,9 @@ pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
     drop(admin);
 
     let (before, start) = (stack.cpu(None), Instant::now());
-    let child = stack
-        .sluice(&name)
+    let mut command = stack.sluice(name, topic);
+    set_up(&mut command);
+    let child = command
         .args(["run", "--role", "worker", "--log-level", "warn"])
         .env("SLUICE_HTTP__ADMIN_LISTEN", &address)
         // No token is limited: the permits are decided and remembered all the same.
@@ -46,7 +60,7 @@ pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
         .spawn()
         .expect("sluice run starts");
     let mut running = Running(child);
-    let most = Duration::from_mins(5);
+    let most = Duration::from_mins(15);
     while settled(&address) != Some(events) {
         assert!(
             start.elapsed() < most,
@@ -72,11 +86,10 @@ pub(crate) fn run(stack: &Stack, events: u64, round: usize) -> Run {
     );
 
     let rows = stack.query(&format!(
-        "SELECT count(), uniqExact(uuid) FROM {name}.events FORMAT TSV"
+        "SELECT count(), uniqExact(uuid) FROM {name}.events WHERE kafka_topic = '{topic}' FORMAT TSV"
     ));
     let (count, ids) = rows.split_once('\t').expect("two numbers");
     assert_eq!(count, ids, "an event has two rows");
-    stack.query(&format!("DROP DATABASE {name} SYNC"));
     run
 }
 
