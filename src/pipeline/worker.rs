@@ -11,9 +11,10 @@ use ::clickhouse::{Client, RowOwned, RowRead};
 use bytes::BytesMut;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
+use super::alone::Slowing;
 use super::block::InFlight;
-use super::claim::{Claims, Secret};
-use super::permit::Limits;
+use super::claim::{Claims, mark_layout};
+use super::limits::Limits;
 use super::retry::until_done;
 use super::source::{Register, Source};
 use super::spare::Spare;
@@ -30,11 +31,6 @@ use crate::telemetry::Service;
 
 /// How long a read's answer is waited for, after the server should have ended it.
 const READ_GRACE: Duration = Duration::from_secs(30);
-
-/// The mark of claims in the layout `keys`.
-const KEYS: &str = "keys";
-/// The mark of claims in the layout `packed`, version 1; the secret follows in hexadecimal.
-const PACKED: &str = "packed:1:";
 
 /// Why a worker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +49,19 @@ pub enum StartError {
         /// The configured layout.
         configured: Layout,
         /// The layout of the mark.
+        found: String,
+        /// The mark's key.
+        key: String,
+    },
+    /// The claims in Redis are kept for another time, and workers that disagree would end each other's early.
+    #[error(
+        "dedup.window_seconds = {configured}, but the claims in Redis are kept for {found} s, says {key}. To change it, set \
+         that key to {configured}, and start all workers with it"
+    )]
+    Window {
+        /// `dedup.window_seconds`.
+        configured: u64,
+        /// The window of the mark.
         found: String,
         /// The mark's key.
         key: String,
@@ -86,6 +95,7 @@ pub struct Worker {
     pub(super) table: EventsTable,
     pub(super) keys: Keys,
     pub(super) limits: Limits,
+    pub(super) slowing: Slowing,
     pub(super) claims: Claims,
     pub(super) scripts: Scripts,
     pub(super) register: Register,
@@ -120,7 +130,7 @@ impl Worker {
             schema::compare(&clickhouse, &config.clickhouse.database, deadline).await
         };
         let table = until_done(Service::ClickHouse, "look at the table", ask).await?;
-        let secret = mark_layout(&redis, &keys, config.dedup.layout).await?;
+        let secret = mark_layout(&redis, &keys, &config.dedup).await?;
         note_version(&redis, &keys).await;
         let register = Register::new();
         let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
@@ -131,7 +141,8 @@ impl Worker {
             .ok_or_else(|| StartError::Sources(keys.sources()))?;
 
         Ok(Self {
-            limits: Limits::new(config.rate_limit.limit, config.rate_limit.window_seconds),
+            limits: Limits::new(&config.rate_limit),
+            slowing: Slowing::default(),
             claims: Claims::new(keys.clone(), config.dedup.window_seconds, secret.as_ref()),
             scripts: Scripts {
                 permit: Script::new(include_str!("permit.lua")),
@@ -188,35 +199,6 @@ impl Worker {
                 .unwrap_or(Err(Error::TimedOut))
         };
         until_done(Service::ClickHouse, what, ask).await
-    }
-}
-
-/// Claims of one layout are not seen by another: the first worker leaves a mark, the others compare. Answers the secret
-/// of `packed`.
-async fn mark_layout(redis: &Redis, keys: &Keys, layout: Layout) -> Result<Option<Secret>, StartError> {
-    let ours = match layout {
-        Layout::Keys => KEYS.to_owned(),
-        Layout::Packed => format!("{PACKED}{:032x}", rand::random::<u128>()),
-    };
-    let mut mark = ::redis::cmd("SET");
-    mark.arg(keys.layout()).arg(&ours).arg("NX").arg("GET");
-    let found: Option<String> = until_done(Service::Redis, "compare the layout of claims", async || {
-        redis.command(&mark).await
-    })
-    .await;
-    let mark = found.unwrap_or(ours);
-    let secret = mark
-        .strip_prefix(PACKED)
-        .and_then(|secret| u128::from_str_radix(secret, 16).ok());
-    match (layout, secret) {
-        (Layout::Keys, _) if mark == KEYS => Ok(None),
-        (Layout::Packed, Some(secret)) => Ok(Some(secret.to_be_bytes())),
-        _ => Err(StartError::Layout {
-            configured: layout,
-            // What follows may be a secret.
-            found: mark.split(':').next().unwrap_or_default().to_owned(),
-            key: keys.layout(),
-        }),
     }
 }
 

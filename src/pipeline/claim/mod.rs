@@ -5,6 +5,7 @@
 
 mod beyond;
 mod keys;
+mod mark;
 mod packed;
 
 use ::redis::RedisResult;
@@ -21,6 +22,7 @@ use crate::redis::Redis;
 use crate::redis::keys::Keys;
 use crate::telemetry::Service;
 
+pub(super) use self::mark::mark_layout;
 pub use self::packed::Secret;
 
 /// A claim to be made.
@@ -130,7 +132,7 @@ impl Partition {
 }
 
 /// What an event is claimed by: its uuid (made from its id or its coordinate where it has none), or its content.
-fn id(by: DedupBy, decoded: &Decoded, event: &Event) -> u128 {
+pub(super) fn id(by: DedupBy, decoded: &Decoded, event: &Event) -> u128 {
     match by {
         DedupBy::Id => event.uuid,
         DedupBy::Content => {
