@@ -55,6 +55,7 @@ impl Default for RateLimit {
             limit: 1_000,
             window_seconds: 3_600,
             on_redis_down: OnRedisDown::Pause,
+            allow_list: false,
             when_over: WhenOver::Overflow,
         }
     }

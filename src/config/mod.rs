@@ -127,6 +127,8 @@ pub struct RateLimit {
     pub on_redis_down: OnRedisDown,
     /// What becomes of an event over the limit. Default `overflow`.
     pub when_over: WhenOver,
+    /// Whether only the tokens in the Redis set `config:tokens` may send events: any other has limit 0. Default false.
+    pub allow_list: bool,
 }
 
 /// What the worker does while Redis is down.
@@ -135,7 +137,8 @@ pub struct RateLimit {
 pub enum OnRedisDown {
     /// Waits: back-pressure, and every promise holds.
     Pause,
-    /// Goes on with a limiter of its own: nothing is rejected, duplicates may pass.
+    /// Goes on after ten seconds with a limiter of its own, which slows a token down and rejects nothing; duplicates
+    /// are looked for in the table. Promises 2 and 3 are given up for the time of the outage.
     Local,
 }
 

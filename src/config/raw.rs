@@ -291,13 +291,7 @@ impl Layers {
     }
 
     /// One of some words. A word of `planned` is one that a later version will know: the refusal says so.
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        default: T,
-        choices: &[(&str, T)],
-        planned: &[&str],
-    ) -> T {
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
         let Some((text, source)) = self.any_text(key, show) else {
             return default;
         };
@@ -305,11 +299,7 @@ impl Layers {
             return *choice;
         }
         let words: Vec<String> = choices.iter().map(|(word, _)| quote(word)).collect();
-        let mut accepted = words.join(" or ");
-        if planned.contains(&text.as_str()) {
-            accepted.push_str("; this version cannot do otherwise yet");
-        }
-        self.refuse(key, &quote(&text), &source, accepted);
+        self.refuse(key, &quote(&text), &source, words.join(" or "));
         default
     }
 

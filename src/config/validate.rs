@@ -104,15 +104,14 @@ fn rate_limit(layers: &mut Layers) -> RateLimit {
         on_redis_down: layers.choice(
             "rate_limit.on_redis_down",
             default.on_redis_down,
-            &[("pause", OnRedisDown::Pause)],
-            &["local"],
+            &[("pause", OnRedisDown::Pause), ("local", OnRedisDown::Local)],
         ),
         when_over: layers.choice(
             "rate_limit.when_over",
             default.when_over,
             &[("overflow", WhenOver::Overflow), ("wait", WhenOver::Wait)],
-            &[],
         ),
+        allow_list: layers.switch("rate_limit.allow_list", default.allow_list),
     }
 }
 
@@ -124,13 +123,11 @@ fn dedup(layers: &mut Layers) -> Dedup {
             "dedup.layout",
             default.layout,
             &[("packed", Layout::Packed), ("keys", Layout::Keys)],
-            &[],
         ),
         by: layers.choice(
             "dedup.by",
             default.by,
             &[("id", DedupBy::Id), ("content", DedupBy::Content)],
-            &[],
         ),
         beyond_window: layers.switch("dedup.beyond_window", default.beyond_window),
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::telemetry::{self, Service};
 
@@ -32,6 +33,8 @@ pub struct Health {
     /// Milliseconds after `started` of the last turn of the poll loop; [`NOT_POLLING`] for none expected.
     polled_at: AtomicU64,
     services: Mutex<Vec<ServiceHealth>>,
+    /// Told whenever a service goes or comes back.
+    changes: watch::Sender<()>,
     /// Partitions that wait for an operator, each with its reason.
     stopped: Mutex<BTreeMap<i32, String>>,
 }
@@ -95,6 +98,7 @@ impl Health {
             started: now,
             polled_at: AtomicU64::new(NOT_POLLING),
             services: Mutex::new(services.iter().map(untried).collect()),
+            changes: watch::Sender::new(()),
             stopped: Mutex::default(),
         })
     }
@@ -125,6 +129,46 @@ impl Health {
         let services = self.lock();
         let health = services.iter().find(|health| health.service == service)?;
         (health.state == State::Up).then(|| health.since.elapsed())
+    }
+
+    /// Returns once a service has been gone for so long, without an answer between.
+    pub async fn gone_for(&self, service: Service, long: Duration) {
+        let mut news = self.changes.subscribe();
+        loop {
+            news.borrow_and_update();
+            match self.down_for(service) {
+                None => {
+                    // The sender lives as long as this.
+                    news.changed().await.unwrap_or_default();
+                }
+                Some(gone) if gone >= long => return,
+                Some(gone) => {
+                    tokio::select! {
+                        () = tokio::time::sleep(long.saturating_sub(gone)) => {}
+                        changed = news.changed() => changed.unwrap_or_default(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns once a service answers.
+    pub async fn back(&self, service: Service) {
+        let mut news = self.changes.subscribe();
+        loop {
+            news.borrow_and_update();
+            if self.up_for(service).is_some() {
+                return;
+            }
+            news.changed().await.unwrap_or_default();
+        }
+    }
+
+    /// For how long a service has not answered; `None` if it does.
+    fn down_for(&self, service: Service) -> Option<Duration> {
+        let services = self.lock();
+        let health = services.iter().find(|health| health.service == service)?;
+        matches!(health.state, State::Down(_)).then(|| health.since.elapsed())
     }
 
     /// A partition is stopped until an operator has looked.
@@ -213,6 +257,10 @@ impl Health {
             }
         }
         health.state = state;
+        drop(services);
+        if changed {
+            self.changes.send_replace(());
+        }
     }
 
     fn since_poll(&self) -> Option<Duration> {
@@ -265,6 +313,28 @@ mod tests {
         assert_eq!(readiness.reasons, ["redis is down: connection refused"]);
         health.up(Service::Redis);
         assert!(health.readiness().ready);
+    }
+
+    #[tokio::test]
+    async fn a_service_is_gone_once_it_has_been_down_for_long_and_back_once_it_answers() {
+        let (health, long) = (Health::new(&[Service::Redis]), Duration::from_millis(100));
+        health.up(Service::Redis);
+        let gone = health.gone_for(Service::Redis, long);
+        tokio::pin!(gone);
+        assert!(futures::poll!(&mut gone).is_pending());
+        health.down(Service::Redis, "gone");
+        assert!(futures::poll!(&mut gone).is_pending(), "not for long");
+        health.up(Service::Redis);
+        health.back(Service::Redis).await;
+        health.down(Service::Redis, "gone");
+        let start = Instant::now();
+        gone.await;
+        assert!(start.elapsed() >= long);
+        let back = health.back(Service::Redis);
+        tokio::pin!(back);
+        assert!(futures::poll!(&mut back).is_pending());
+        health.up(Service::Redis);
+        back.await;
     }
 
     #[test]

@@ -7,10 +7,12 @@ pub mod block;
 pub mod claim;
 pub mod lane;
 
+mod alone;
 mod announce;
 mod complete;
 mod decode;
 mod frontier;
+mod limits;
 mod permit;
 mod recovery;
 mod reject;
@@ -36,7 +38,7 @@ use crate::kafka::committer::Committer;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{self, BlockKind, Stage, metrics};
 
-pub use self::permit::Limits;
+pub use self::limits::Limits;
 pub use self::source::Source;
 pub use self::worker::{StartError, Worker};
 
@@ -141,17 +143,19 @@ impl Partition {
             self.compare_with_rows(&block, &decoding).await?;
         }
         self.worker.register.begin_block();
-        let mut outcomes = timed(Stage::Claim, self.claim(&block, &decoding.events)).await?;
-        faults::moment("after-claim").await;
-        let unlimited = self.passes_unasked(&block, kind);
-        if !unlimited {
-            timed(
-                Stage::Permit,
-                self.permit(&block, &decoding.events, &mut outcomes),
-            )
-            .await?;
-            faults::moment("after-permit").await;
-        }
+        let (outcomes, unlimited) = loop {
+            // A block that may have been tried has decisions in Redis: they are waited for.
+            let judged = match kind {
+                Kind::Fresh => self.unless_alone(self.judge(&block, &decoding, kind)).await,
+                Kind::Recovery => Some(self.judge(&block, &decoding, kind).await),
+            };
+            if let Some(judged) = judged {
+                break judged?;
+            }
+            if let Some(outcomes) = self.judge_alone(&decoding.events).await {
+                break (outcomes, true);
+            }
+        };
         let first_ms = match block.cut {
             // Where the records have changed, the token is another one.
             Cut::Announced(announced) if announced.digest == decoding.digest => announced.first_ms,
@@ -165,6 +169,23 @@ impl Partition {
             unlimited,
             first_ms,
         })
+    }
+
+    /// Claim and permit. Answers what becomes of each event, and whether all passed without being asked for.
+    async fn judge(
+        &self,
+        block: &Block,
+        decoding: &Decoding,
+        kind: Kind,
+    ) -> Result<(Vec<Outcome>, bool), Dropped> {
+        let mut outcomes = timed(Stage::Claim, self.claim(block, &decoding.events)).await?;
+        faults::moment("after-claim").await;
+        let unlimited = self.passes_unasked(block, kind);
+        if !unlimited {
+            timed(Stage::Permit, self.permit(block, &decoding.events, &mut outcomes)).await?;
+            faults::moment("after-permit").await;
+        }
+        Ok((outcomes, unlimited))
     }
 
     /// Announce, write and reject, remember, advance: one block at a time, in offset order.
@@ -193,7 +214,10 @@ impl Partition {
             self.recover(&mut prepared).await?;
             timed(Stage::Reject, self.reject(&prepared)).await;
         }
-        timed(Stage::Remember, self.remember(&prepared)).await;
+        let remember = self.unless_alone(self.remember(&prepared));
+        if timed(Stage::Remember, remember).await.is_none() {
+            metrics().blocks_unremembered.increment(1);
+        }
         faults::moment("before-advance").await;
         self.frontier.settled(&prepared.block);
         prepared.count();

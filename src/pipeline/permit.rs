@@ -3,141 +3,22 @@
 //! One call of `permit.lua` for each token of the block, all in one round trip. A block that comes again gets its old
 //! answer, however it is cut this time, and is not charged again.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redis::{FromRedisValue as _, RedisResult, Value};
 
 use super::block::{Block, Cut};
+use super::limits::Limit;
 use super::retry::until_done;
-use super::{Dropped, Kind, Outcome, Partition, Worker};
+use super::{Dropped, Kind, Outcome, Partition};
 use crate::config::WhenOver;
 use crate::event::Decoded;
 use crate::faults;
 use crate::kafka::committer::CommitError;
-use crate::telemetry::{Service, metrics};
+use crate::telemetry::Service;
 
 /// A window is counted in this many buckets; a permit counts for up to one bucket longer than the window.
 const BUCKETS: u64 = 100;
-/// How long a token's own limit is used before it is read again.
-const REFRESH: Duration = Duration::from_secs(2);
-/// What `rate_limit.window_seconds` may be at most holds for a token's own window too: Redis and the script reckon in
-/// milliseconds.
-const LONGEST_WINDOW: u64 = 2_592_000;
-/// Characters of a limit that is none in the log.
-const SHOWN_CHARS: usize = 100;
-/// Tokens whose limits are kept.
-const MOST_KNOWN: usize = 100_000;
-
-/// How many events pass in how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limit {
-    /// Events a window; `None` is unlimited, 0 is blocked.
-    events: Option<u64>,
-    window_seconds: u64,
-}
-
-/// Limits by token: the configured one, or the token's own from Redis.
-#[derive(Debug)]
-pub struct Limits {
-    default: Limit,
-    known: Mutex<HashMap<String, (Limit, Instant)>>,
-}
-
-impl Limits {
-    /// Every token has `limit` events in `window_seconds`, until told otherwise.
-    pub fn new(limit: u64, window_seconds: u64) -> Self {
-        Self {
-            default: Limit {
-                events: Some(limit),
-                window_seconds,
-            },
-            known: Mutex::default(),
-        }
-    }
-
-    /// The limit of each token. Those not read lately are read now, in one round trip.
-    async fn of(&self, worker: &Worker, tokens: &[String]) -> Vec<Limit> {
-        let now = Instant::now();
-        let mut limits = self.look_up(tokens, now);
-        let unknown: Vec<usize> = (0..tokens.len()).filter(|&i| !limits[i].1).collect();
-        if !unknown.is_empty() {
-            let mut pipe = ::redis::pipe();
-            for &i in &unknown {
-                pipe.cmd("GET").arg(worker.keys.rate_limit_override(&tokens[i]));
-            }
-            let read = until_done(Service::Redis, "read limits", async || {
-                worker.redis.look_up(&pipe).await
-            })
-            .await;
-            for (&i, value) in unknown.iter().zip(read) {
-                // What is no text is no limit either.
-                let text = Option::<String>::from_redis_value(value);
-                let parsed = match &text {
-                    Ok(None) => Some(self.default),
-                    Ok(Some(text)) => parse(text, self.default.window_seconds),
-                    Err(_) => None,
-                };
-                limits[i].0 = parsed.unwrap_or_else(|| {
-                    let shown = text.map_or_else(|error| error.to_string(), Option::unwrap_or_default);
-                    tracing::warn!(
-                        token = tokens[i],
-                        value = shown.chars().take(SHOWN_CHARS).collect::<String>(),
-                        "a token's own limit is not LIMIT, LIMIT/SECONDS or `unlimited`"
-                    );
-                    metrics().bad_overrides.increment(1);
-                    limits[i].0
-                });
-            }
-            self.keep(unknown.iter().map(|&i| (&tokens[i], limits[i].0)), now);
-        }
-        limits.into_iter().map(|(limit, _)| limit).collect()
-    }
-
-    /// Of each token the limit as far as it is known, and whether it was read lately. Taken at once: what others
-    /// forget meanwhile must not turn a token's own limit into the default.
-    fn look_up(&self, tokens: &[String], now: Instant) -> Vec<(Limit, bool)> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens
-            .iter()
-            .map(|token| match known.get(token) {
-                Some((limit, at)) => (*limit, now.saturating_duration_since(*at) <= REFRESH),
-                None => (self.default, false),
-            })
-            .collect()
-    }
-
-    fn keep<'a>(&self, read: impl Iterator<Item = (&'a String, Limit)>, now: Instant) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() > MOST_KNOWN {
-            known.clear();
-        }
-        known.extend(read.map(|(token, limit)| (token.clone(), (limit, now))));
-    }
-}
-
-/// A token's own limit: `LIMIT`, `LIMIT/SECONDS` or `unlimited`.
-fn parse(text: &str, window_seconds: u64) -> Option<Limit> {
-    let text = text.trim();
-    if text == "unlimited" {
-        return Some(Limit {
-            events: None,
-            window_seconds,
-        });
-    }
-    let (events, window_seconds) = match text.split_once('/') {
-        None => (text, window_seconds),
-        Some((events, window)) => {
-            let window = window.trim().parse().ok();
-            (events, window.filter(|w| (1..=LONGEST_WINDOW).contains(w))?)
-        }
-    };
-    Some(Limit {
-        events: Some(events.trim().parse().ok()?),
-        window_seconds,
-    })
-}
 
 /// What was decided of a token's candidates.
 #[derive(Debug, PartialEq, Eq)]
@@ -418,32 +299,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_a_limit_outlives_that_others_forget_it() {
-        let limits = Limits::new(1_000, 60);
-        let blocked = Limit {
-            events: Some(0),
-            window_seconds: 60,
-        };
-        let (now, token) = (Instant::now(), "t".to_owned());
-        let tokens = std::slice::from_ref(&token);
-        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
-        limits.keep([(&token, blocked)].into_iter(), now);
-        let block = limits.look_up(tokens, now);
-        let others: Vec<String> = (0..=MOST_KNOWN).map(|n| n.to_string()).collect();
-        limits.keep(others.iter().map(|other| (other, limits.default)), now);
-        limits.keep(others.iter().take(1).map(|other| (other, limits.default)), now);
-        assert_eq!(block, [(blocked, true)]);
-        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
-        limits.keep([(&token, blocked)].into_iter(), now);
-        let later = now + REFRESH + Duration::from_millis(1);
-        assert_eq!(
-            limits.look_up(tokens, later),
-            [(blocked, false)],
-            "kept where the new one is bad"
-        );
-    }
-
-    #[test]
     fn distances_do_not_depend_on_where_the_block_starts() {
         let far = 6 << 32;
         assert_eq!(
@@ -451,32 +306,5 @@ mod tests {
             (far, vec![0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0])
         );
         assert_eq!(distances(std::iter::empty()), (0, Vec::new()));
-    }
-
-    #[test]
-    fn a_tokens_own_limit_is_read_or_refused() {
-        let limit = |events, window_seconds| {
-            Some(Limit {
-                events,
-                window_seconds,
-            })
-        };
-        assert_eq!(parse("50", 60), limit(Some(50), 60));
-        assert_eq!(parse(" 50/10 ", 60), limit(Some(50), 10));
-        assert_eq!(parse("0", 60), limit(Some(0), 60));
-        assert_eq!(parse("unlimited", 60), limit(None, 60));
-        assert_eq!(parse("5/2592000", 60), limit(Some(5), LONGEST_WINDOW));
-        for wrong in [
-            "",
-            "-1",
-            "many",
-            "5/0",
-            "5/x",
-            "1.5",
-            "5/2592001",
-            "5/18446744073709551615",
-        ] {
-            assert_eq!(parse(wrong, 60), None, "{wrong}");
-        }
     }
 }

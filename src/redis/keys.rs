@@ -147,6 +147,12 @@ impl Keys {
         format!("{}config:dedup_layout", self.prefix)
     }
 
+    /// How long claims of the layout `packed` live, in seconds: string. One that differs from the configuration refuses to
+    /// start.
+    pub fn claims_window(&self) -> String {
+        format!("{}config:dedup_window_seconds", self.prefix)
+    }
+
     /// The version of the worker that started last: string.
     pub fn app_version(&self) -> String {
         format!("{}config:app_version", self.prefix)
@@ -155,6 +161,11 @@ impl Keys {
     /// A token's own limit, over the configured one: string.
     pub fn rate_limit_override(&self, token: &str) -> String {
         self.tagged("config:rate_limit:", &[token])
+    }
+
+    /// The tokens that may send events, where `rate_limit.allow_list` is on: set, kept by operators.
+    pub fn allow_list(&self) -> String {
+        format!("{}config:tokens", self.prefix)
     }
 }
 

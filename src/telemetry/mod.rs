@@ -50,6 +50,8 @@ const LOST_ROWS: &str = "sluice_lost_rows_total";
 const BEYOND_WINDOW_LOOKUPS: &str = "sluice_beyond_window_lookups_total";
 const BEYOND_WINDOW_EVENTS: &str = "sluice_beyond_window_events_total";
 const USER_PROPERTIES_CUT: &str = "sluice_user_properties_cut_total";
+const EVENTS_WITHOUT_REDIS: &str = "sluice_events_without_redis_total";
+const BLOCKS_UNREMEMBERED: &str = "sluice_blocks_unremembered_total";
 const VIEWS_DOUBTFUL: &str = "sluice_views_doubtful_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
 const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
@@ -59,7 +61,17 @@ const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 24] = [
+const COUNTERS: [(&str, Unit, &str); 26] = [
+    (
+        EVENTS_WITHOUT_REDIS,
+        Unit::Count,
+        "Events judged without claims and permits while Redis was gone (rate_limit.on_redis_down = local).",
+    ),
+    (
+        BLOCKS_UNREMEMBERED,
+        Unit::Count,
+        "Blocks that timelines, user properties and counters lack, for Redis was gone (rate_limit.on_redis_down = local).",
+    ),
     (EVENTS, Unit::Count, "Records settled, by what became of them."),
     (
         DEAD_LETTERS,
@@ -268,6 +280,8 @@ pub struct Metrics {
     pub consumer_restarts: Counter,
     pub decided_otherwise: Counter,
     pub lost_rows: Counter,
+    pub events_without_redis: Counter,
+    pub blocks_unremembered: Counter,
     pub views_doubtful: Counter,
     pub user_properties_cut: Counter,
     pub beyond_window_lookups: Counter,
@@ -302,6 +316,8 @@ impl Metrics {
             consumer_restarts: counter!(CONSUMER_RESTARTS),
             decided_otherwise: counter!(DECIDED_OTHERWISE),
             lost_rows: counter!(LOST_ROWS),
+            events_without_redis: counter!(EVENTS_WITHOUT_REDIS),
+            blocks_unremembered: counter!(BLOCKS_UNREMEMBERED),
             views_doubtful: counter!(VIEWS_DOUBTFUL),
             user_properties_cut: counter!(USER_PROPERTIES_CUT),
             beyond_window_lookups: counter!(BEYOND_WINDOW_LOOKUPS),

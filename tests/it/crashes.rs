@@ -1,9 +1,10 @@
 //! Workers that are killed, told to end, or frozen under load: the table is as if nothing had happened.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use redis::Commands as _;
 
 use crate::harness::Scene;
 use crate::harness::events::{Ledger, Load, check_remembered};
@@ -29,7 +30,9 @@ fn scene(name: &str, options: &str) -> Scene {
 /// Waits until some blocks were written, or settled without a row.
 fn progress(scene: &Scene) {
     let so_far = || -> Result<usize, String> {
-        let committed = scene.kafka.committed(&scene.group, &scene.topic, PARTITIONS)?;
+        let committed = scene
+            .kafka
+            .committed(&scene.group, &scene.topic, scene.partitions)?;
         let settled: i64 = committed.iter().flatten().map(|(offset, _)| offset).sum();
         Ok(scene.clickhouse.count(&scene.database) + settled as usize)
     };
@@ -84,6 +87,69 @@ fn ten_kills_under_load_leave_the_table_of_an_undisturbed_run() {
     let scene = scene("kill", CLASSIC);
     // Else no kill has met a block between its announcement and its end, and the test has tested nothing.
     one_goes_after_the_other(&scene, 10, Worker::kill, || recoveries(&scene) > 0);
+}
+
+/// All that Redis holds of a scene but what depends on the clock or on chance: claims, limits, and the register.
+fn remembered(scene: &Scene) -> BTreeMap<String, String> {
+    let mut redis = scene.redis();
+    let kinds = ["applied:", "counter:", "recent_actions:", "timeline:", "user:"];
+    let mut keys = scene.keys();
+    keys.retain(|key| kinds.iter().any(|kind| key.starts_with(kind)));
+    let content = |key: String| {
+        let name = scene.key(&key);
+        let kind: String = redis::cmd("TYPE").arg(&name).query(&mut redis).unwrap();
+        let content = match kind.as_str() {
+            "string" => redis.get::<_, String>(name).unwrap(),
+            "list" => redis.lrange::<_, Vec<String>>(name, 0, -1).unwrap().join("\n"),
+            "zset" => {
+                let members: Vec<(String, f64)> = redis.zrange_withscores(name, 0, -1).unwrap();
+                format!("{members:?}")
+            }
+            "hash" => format!(
+                "{:?}",
+                redis.hgetall::<_, BTreeMap<String, String>>(name).unwrap()
+            ),
+            other => panic!("{key} is a {other}"),
+        };
+        (key, content)
+    };
+    keys.into_iter().map(content).collect()
+}
+
+#[test]
+fn twenty_kills_leave_redis_as_an_undisturbed_run_does() {
+    // In one partition, where the order of everything is given.
+    let of_one = |name: &str| {
+        let mut scene = Scene::new(name, 1);
+        scene.set("kafka.options", CLASSIC);
+        scene
+    };
+    let (killed, calm) = (of_one("kill20"), of_one("calm"));
+    let mut worker = Some(killed.start().ready());
+    let sent = under_load(&killed, || {
+        for time in 0..20 {
+            progress(&killed);
+            std::thread::sleep(Duration::from_millis(time * 67 % 190));
+            worker.take().unwrap().kill();
+            worker = Some(killed.start());
+        }
+        progress(&killed);
+    });
+    killed.settled();
+    Ledger::check(&sent, &killed);
+    calm.produce(sent);
+    let other = calm.start().ready();
+    calm.settled();
+    for worker in [worker.unwrap(), other] {
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
+    assert!(recoveries(&killed) > 0, "no kill has met a block under way");
+    let (killed, calm) = (remembered(&killed), remembered(&calm));
+    assert!(calm.len() > 50, "{} keys", calm.len());
+    for (key, content) in &calm {
+        assert_eq!(killed.get(key), Some(content), "{key}");
+    }
+    assert_eq!(killed.len(), calm.len());
 }
 
 #[test]

@@ -11,6 +11,7 @@
     reason = "a test fails by panicking and tells its story on standard error"
 )]
 
+mod alone;
 mod api;
 mod api_mutated;
 mod api_query;
@@ -35,6 +36,7 @@ mod mutated;
 mod offsets;
 mod operators;
 mod outages;
+mod permits;
 mod verify;
 mod verify_edges;
 mod verify_events;

@@ -48,14 +48,25 @@ impl Partition {
         }
         metrics().beyond_window_lookups.increment(1);
         metrics().beyond_window_events.increment(old.len() as u64);
-        let sql = self.rows_like(dedup.by, decoded, &old);
-        let rows: Vec<Row> = self.worker.ask("look beyond the window", &sql).await;
-        let by_others = self.by_others(dedup.by, rows);
-        for i in old {
+        self.look_up(decoded, &old, outcomes).await;
+    }
+
+    /// Makes duplicates of those of the events that the table has rows of, from other records.
+    pub(in crate::pipeline) async fn look_up(
+        &self,
+        decoded: &Decoded,
+        events: &[usize],
+        outcomes: &mut [Outcome],
+    ) {
+        let by = self.worker.config.dedup.by;
+        let sql = self.rows_like(by, decoded, events);
+        let rows: Vec<Row> = self.worker.ask("look for the rows of events", &sql).await;
+        let by_others = self.by_others(by, rows);
+        for &i in events {
             let event = &decoded.events[i];
             let token = &decoded.tokens[event.token as usize];
             let known = by_others.get(token.as_str());
-            if let Some(offsets) = known.and_then(|known| known.get(&same(dedup.by, decoded, event)))
+            if let Some(offsets) = known.and_then(|known| known.get(&same(by, decoded, event)))
                 && offsets.iter().any(|offset| *offset != Some(event.offset))
             {
                 outcomes[i] = Outcome::Duplicate;

@@ -162,7 +162,7 @@ impl Scene {
     pub(crate) fn command(&self) -> Command {
         let mut command = bare_command();
         for (key, value) in &self.settings {
-            command.env(format!("SLUICE_{}", key.replace('.', "__").to_uppercase()), value);
+            command.env(variable(key), value);
         }
         command
     }
@@ -189,7 +189,7 @@ impl Scene {
         let (http, admin) = (free_port(), free_port());
         let mut command = self.command();
         for (key, value) in settings {
-            command.env(format!("SLUICE_{}", key.replace('.', "__").to_uppercase()), value);
+            command.env(variable(key), value);
         }
         command
             .args(["run", "--role", "worker"])
@@ -309,6 +309,11 @@ impl Scene {
         format!("{}{key}", self.prefix)
     }
 
+    /// How long ago it was set up.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// Where the workers' logs are.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
@@ -379,6 +384,11 @@ impl Drop for Scene {
 fn with_inherited(faults: &str) -> String {
     let inherited = std::env::var("FAILPOINTS").unwrap_or_default();
     format!("{inherited};{faults}").trim_matches(';').to_owned()
+}
+
+/// The variable of a configuration key.
+pub(crate) fn variable(key: &str) -> String {
+    format!("SLUICE_{}", key.replace('.', "__").to_uppercase())
 }
 
 /// The binary without any configuration of ours.

@@ -1,0 +1,230 @@
+//! Limits: how many events of a token pass in a window, and which tokens are known at all.
+//!
+//! Owns what is read of `config:rate_limit:{token}` and `config:tokens`, and for how long it is used. Decides about no
+//! event: that is `permit`.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::redis::{FromRedisValue as _, Value};
+
+use super::Worker;
+use super::retry::until_done;
+use crate::config::RateLimit;
+use crate::telemetry::{Service, metrics};
+
+/// How long a token's own limit is used before it is read again.
+const REFRESH: Duration = Duration::from_secs(2);
+/// What `rate_limit.window_seconds` may be at most holds for a token's own window too: Redis and the script reckon in
+/// milliseconds.
+const LONGEST_WINDOW: u64 = 2_592_000;
+/// Characters of a limit that is none in the log.
+const SHOWN_CHARS: usize = 100;
+/// Tokens whose limits are kept.
+const MOST_KNOWN: usize = 100_000;
+
+/// How many events pass in how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limit {
+    /// Events a window; `None` is unlimited, 0 is blocked.
+    pub(super) events: Option<u64>,
+    pub(super) window_seconds: u64,
+}
+
+/// Limits by token: the configured one, or the token's own from Redis.
+#[derive(Debug)]
+pub struct Limits {
+    default: Limit,
+    /// Whether a token that is not on the allow-list has limit 0.
+    listed_only: bool,
+    known: Mutex<HashMap<String, (Limit, Instant)>>,
+}
+
+impl Limits {
+    /// As configured: every token has the same limit, until told otherwise.
+    pub fn new(config: &RateLimit) -> Self {
+        Self {
+            default: Limit {
+                events: Some(config.limit),
+                window_seconds: config.window_seconds,
+            },
+            listed_only: config.allow_list,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The limit of each token. Those not read lately are read now, in one round trip.
+    pub(super) async fn of(&self, worker: &Worker, tokens: &[String]) -> Vec<Limit> {
+        let now = Instant::now();
+        let mut limits = self.look_up(tokens, now);
+        let unknown: Vec<usize> = (0..tokens.len()).filter(|&i| !limits[i].1).collect();
+        if !unknown.is_empty() {
+            let mut pipe = ::redis::pipe();
+            for &i in &unknown {
+                pipe.cmd("GET").arg(worker.keys.rate_limit_override(&tokens[i]));
+                if self.listed_only {
+                    pipe.cmd("SISMEMBER")
+                        .arg(worker.keys.allow_list())
+                        .arg(&tokens[i]);
+                }
+            }
+            let ask = async || worker.redis.look_up(&pipe).await;
+            let mut read = until_done(Service::Redis, "read limits", ask).await.into_iter();
+            for &i in &unknown {
+                let own = read.next().unwrap_or_default();
+                let listed = self.listed_only.then(|| read.next().unwrap_or_default());
+                limits[i].0 = if listed.is_none_or(is_listed) {
+                    self.own(&tokens[i], own, limits[i].0)
+                } else {
+                    Limit {
+                        events: Some(0),
+                        ..self.default
+                    }
+                };
+            }
+            self.keep(unknown.iter().map(|&i| (&tokens[i], limits[i].0)), now);
+        }
+        limits.into_iter().map(|(limit, _)| limit).collect()
+    }
+
+    /// The limit of each token as far as it is known; Redis is not asked.
+    pub(super) fn known(&self, tokens: &[String]) -> Vec<Limit> {
+        let known = self.look_up(tokens, Instant::now());
+        known.into_iter().map(|(limit, _)| limit).collect()
+    }
+
+    /// What a token's own limit in Redis says; the one `before` where it says nothing that can be used.
+    fn own(&self, token: &str, value: Value, before: Limit) -> Limit {
+        // What is no text is no limit either.
+        let text = Option::<String>::from_redis_value(value);
+        let parsed = match &text {
+            Ok(None) => Some(self.default),
+            Ok(Some(text)) => parse(text, self.default.window_seconds),
+            Err(_) => None,
+        };
+        parsed.unwrap_or_else(|| {
+            let shown = text.map_or_else(|error| error.to_string(), Option::unwrap_or_default);
+            tracing::warn!(
+                token,
+                value = shown.chars().take(SHOWN_CHARS).collect::<String>(),
+                "a token's own limit is not LIMIT, LIMIT/SECONDS or `unlimited`"
+            );
+            metrics().bad_overrides.increment(1);
+            before
+        })
+    }
+
+    /// Of each token the limit as far as it is known, and whether it was read lately. Taken at once: what others
+    /// forget meanwhile must not turn a token's own limit into the default.
+    fn look_up(&self, tokens: &[String], now: Instant) -> Vec<(Limit, bool)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens
+            .iter()
+            .map(|token| match known.get(token) {
+                Some((limit, at)) => (*limit, now.saturating_duration_since(*at) <= REFRESH),
+                None => (self.default, false),
+            })
+            .collect()
+    }
+
+    fn keep<'a>(&self, read: impl Iterator<Item = (&'a String, Limit)>, now: Instant) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > MOST_KNOWN {
+            known.clear();
+        }
+        known.extend(read.map(|(token, limit)| (token.clone(), (limit, now))));
+    }
+}
+
+/// Whether a token is on the allow-list, as far as that can be used.
+fn is_listed(member: Value) -> bool {
+    bool::from_redis_value(member).unwrap_or_else(|error| {
+        tracing::warn!(
+            error = error.to_string(),
+            "config:tokens is no set, so the allow-list is ignored"
+        );
+        metrics().bad_overrides.increment(1);
+        true
+    })
+}
+
+/// A token's own limit: `LIMIT`, `LIMIT/SECONDS` or `unlimited`.
+fn parse(text: &str, window_seconds: u64) -> Option<Limit> {
+    let text = text.trim();
+    if text == "unlimited" {
+        return Some(Limit {
+            events: None,
+            window_seconds,
+        });
+    }
+    let (events, window_seconds) = match text.split_once('/') {
+        None => (text, window_seconds),
+        Some((events, window)) => {
+            let window = window.trim().parse().ok();
+            (events, window.filter(|w| (1..=LONGEST_WINDOW).contains(w))?)
+        }
+    };
+    Some(Limit {
+        events: Some(events.trim().parse().ok()?),
+        window_seconds,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_limit_outlives_that_others_forget_it() {
+        let limits = Limits::new(&RateLimit::default());
+        let blocked = Limit {
+            events: Some(0),
+            window_seconds: 60,
+        };
+        let (now, token) = (Instant::now(), "t".to_owned());
+        let tokens = std::slice::from_ref(&token);
+        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
+        limits.keep([(&token, blocked)].into_iter(), now);
+        let block = limits.look_up(tokens, now);
+        let others: Vec<String> = (0..=MOST_KNOWN).map(|n| n.to_string()).collect();
+        limits.keep(others.iter().map(|other| (other, limits.default)), now);
+        limits.keep(others.iter().take(1).map(|other| (other, limits.default)), now);
+        assert_eq!(block, [(blocked, true)]);
+        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
+        limits.keep([(&token, blocked)].into_iter(), now);
+        let later = now + REFRESH + Duration::from_millis(1);
+        assert_eq!(
+            limits.look_up(tokens, later),
+            [(blocked, false)],
+            "kept where the new one is bad"
+        );
+    }
+
+    #[test]
+    fn a_tokens_own_limit_is_read_or_refused() {
+        let limit = |events, window_seconds| {
+            Some(Limit {
+                events,
+                window_seconds,
+            })
+        };
+        assert_eq!(parse("50", 60), limit(Some(50), 60));
+        assert_eq!(parse(" 50/10 ", 60), limit(Some(50), 10));
+        assert_eq!(parse("0", 60), limit(Some(0), 60));
+        assert_eq!(parse("unlimited", 60), limit(None, 60));
+        assert_eq!(parse("5/2592000", 60), limit(Some(5), LONGEST_WINDOW));
+        for wrong in [
+            "",
+            "-1",
+            "many",
+            "5/0",
+            "5/x",
+            "1.5",
+            "5/2592001",
+            "5/18446744073709551615",
+        ] {
+            assert_eq!(parse(wrong, 60), None, "{wrong}");
+        }
+    }
+}
