@@ -22,8 +22,8 @@ use indicatif::ProgressBar;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sluice::pipeline::claim::{Claim, Claims, Wanted};
-use sluice::redis::Redis;
 use sluice::redis::keys::Keys;
+use sluice::redis::{Redis, Settings};
 use tempfile::TempDir;
 
 /// Claims of one block.
@@ -80,7 +80,11 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed by `make bench`");
-        let redis = Redis::open(&format!("redis+unix://{}", socket.display()), 1).expect("an address");
+        let redis = {
+            let url = format!("redis+unix://{}", socket.display());
+            let settings = Settings::standalone(&url).expect("an address");
+            Redis::open(&settings, 1).expect("a client")
+        };
         let start = Instant::now();
         while redis.time_ms().await.is_err() {
             assert!(

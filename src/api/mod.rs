@@ -36,8 +36,8 @@ use axum::routing::{get, post};
 pub use server::serve;
 
 use crate::config::Config;
-use crate::redis::Redis;
 use crate::redis::keys::Keys;
+use crate::redis::{Redis, Settings};
 
 /// The longest request body, in bytes. Every query of the contract fits many times over.
 const MAX_BODY: usize = 64 << 10;
@@ -65,8 +65,8 @@ impl Api {
     /// Prepares the connections; none is opened before it is used, so that services that are down stop no start.
     pub fn new(config: &Config) -> ::redis::RedisResult<Self> {
         let connections = config.redis.max_connections.min(CONNECTIONS) as usize;
-        let redis = Redis::open(config.redis.url.expose().as_str(), connections)?;
-        let cache = Redis::open(config.redis.cache_url().expose().as_str(), connections)?;
+        let redis = Redis::open(&Settings::state(&config.redis)?, connections)?;
+        let cache = Redis::open(&Settings::cache(&config.redis)?, connections)?;
         let names = Keys::new(&config.redis.key_prefix);
         let redis = store::Store::new(redis);
         Ok(Self(Arc::new(Shared {

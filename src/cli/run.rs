@@ -21,7 +21,7 @@ use crate::health::{self, Health, Prober, probes};
 use crate::kafka::consumer;
 use crate::kafka::producer::Rejects;
 use crate::pipeline::Worker;
-use crate::redis::Redis;
+use crate::redis::{Redis, Settings};
 use crate::telemetry::{self, Service};
 
 /// How long leaving the group may take once everything is drained.
@@ -183,7 +183,9 @@ async fn work(
 }
 
 fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> anyhow::Result<Prober> {
-    let redis = Redis::open(config.redis.url.expose().as_str(), 1).context("redis.url cannot be used")?;
+    let redis = Settings::state(&config.redis)
+        .and_then(|settings| Redis::open(&settings, 1))
+        .context("redis.url cannot be used")?;
     let clickhouse = clickhouse::settings::reads(&clickhouse::client(&config.clickhouse))
         .with_setting("max_execution_time", "2");
     let prober = Prober::new(Arc::clone(health))

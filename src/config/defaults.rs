@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use url::Url;
 
 use super::{
-    Api, Batch, ClickHouse, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, Redis, Secret,
-    SecretUrl, WhenOver, Worker,
+    Api, Batch, ClickHouse, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, Redis, RedisMode,
+    Secret, SecretUrl, SecretUrls, WhenOver, Worker,
 };
 
 impl Default for Kafka {
@@ -27,8 +27,17 @@ impl Default for Kafka {
 impl Default for Redis {
     fn default() -> Self {
         Self {
-            url: known_url("redis://127.0.0.1:6379"),
+            mode: RedisMode::Standalone,
+            url: SecretUrls::new(known_url("redis://127.0.0.1:6379"), Vec::new()),
+            cache_mode: None,
             cache_url: None,
+            sentinel_service: "mymaster".to_owned(),
+            cache_sentinel_service: "mymaster".to_owned(),
+            sentinel_user: String::new(),
+            sentinel_password: Secret::default(),
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
             key_prefix: String::new(),
             max_connections: 10,
         }

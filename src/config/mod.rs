@@ -13,14 +13,16 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use self::redis::{Redis, RedisMode};
 pub use error::ConfigError;
-pub use secret::{HIDDEN, Secret, SecretUrl};
+pub use secret::{HIDDEN, Secret, SecretUrl, SecretUrls};
 
 mod api_keys;
 mod defaults;
 mod error;
 mod kafka_options;
 mod raw;
+mod redis;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -75,23 +77,6 @@ pub struct Kafka {
     /// refused. From the environment the whole table is replaced.
     #[serde(serialize_with = "options_with_secrets_hidden")]
     pub options: BTreeMap<String, String>,
-}
-
-/// `[redis]`
-#[derive(Debug, Clone, Serialize)]
-pub struct Redis {
-    /// Server for the state: claims, limits, sessions, timelines. Default `redis://127.0.0.1:6379`. What it
-    /// forgets may be written twice or pass a limit, so give it persistence and no eviction.
-    pub url: SecretUrl,
-    /// Server for the caches (query results, profiles). Default: that of `redis.url`. On one server with
-    /// eviction, the cache's growth pushes claims out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cache_url: Option<SecretUrl>,
-    /// Put in front of every key. Default empty. Two deployments on one server need two prefixes; changing it
-    /// forgets every claim.
-    pub key_prefix: String,
-    /// Connections to each server, 1 to 100. Default 10. Few are enough, as they are multiplexed.
-    pub max_connections: u32,
 }
 
 /// `[clickhouse]`
@@ -289,9 +274,10 @@ impl Config {
             .into_iter()
             .flatten();
         let mut secrets: Vec<String> = in_urls
-            .filter_map(SecretUrl::expose_password)
+            .filter_map(|urls| urls.first().expose_password())
             .flat_map(|password| [password.to_owned(), decoded(password)])
             .collect();
+        secrets.push(self.redis.sentinel_password.expose().to_owned());
         secrets.push(self.clickhouse.password.expose().to_owned());
         let options = self
             .kafka
@@ -307,13 +293,6 @@ impl Config {
             .fold(text.to_owned(), |text, secret| {
                 text.replace(secret.as_str(), HIDDEN)
             })
-    }
-}
-
-impl Redis {
-    /// The server of the caches: that of the state, unless it has one of its own.
-    pub fn cache_url(&self) -> &SecretUrl {
-        self.cache_url.as_ref().unwrap_or(&self.url)
     }
 }
 

@@ -99,6 +99,55 @@ impl Serialize for SecretUrl {
     }
 }
 
+/// The URLs of a service that is reached at several addresses. The first may hold a password, for all.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrls {
+    first: SecretUrl,
+    rest: Vec<SecretUrl>,
+}
+
+impl SecretUrls {
+    /// Wraps URLs that have been parsed and fit each other.
+    pub fn new(first: SecretUrl, rest: Vec<SecretUrl>) -> Self {
+        Self { first, rest }
+    }
+
+    /// The one that tells scheme, user, password and database.
+    pub fn first(&self) -> &SecretUrl {
+        &self.first
+    }
+
+    /// The first URL with its password, for the client that needs it and nothing else.
+    pub fn expose(&self) -> &Url {
+        self.first.expose()
+    }
+
+    /// All of them, the first one first.
+    pub fn iter(&self) -> impl Iterator<Item = &SecretUrl> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
+}
+
+impl fmt::Debug for SecretUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Separated by commas, with `***` for passwords.
+impl fmt::Display for SecretUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        self.rest.iter().try_for_each(|url| write!(f, ",{url}"))
+    }
+}
+
+impl Serialize for SecretUrls {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

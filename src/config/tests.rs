@@ -30,6 +30,29 @@ fn nothing_given_is_the_defaults() {
     let config = Config::load_with(None, []).unwrap();
     assert_eq!(config.to_toml().unwrap(), Config::default().to_toml().unwrap());
     assert_eq!(config.redis.cache_url(), &config.redis.url);
+    assert_eq!(config.redis.mode, RedisMode::Standalone);
+}
+
+#[test]
+fn several_addresses_of_redis_share_user_password_and_encryption() {
+    let config = load(
+        "[redis]\nmode = 'sentinel'\nurl = 'rediss://me:p%2Cw@a:1/2, b:2,rediss://me:p%2Cw@c:3'\nsentinel_password = 'x'",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(
+        config.redis.url.to_string(),
+        "rediss://me:***@a:1/2,rediss://b:2,rediss://me:***@c:3"
+    );
+    assert_eq!(config.redis.cache_mode, None);
+    let config = load(
+        "[redis]\nmode = 'cluster'\nurl = 'redis://a,redis://b'\ncache_url = 'redis://c/3'",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.redis.cache_mode, Some(RedisMode::Standalone));
+    // A comma in a password was always allowed.
+    load("[redis]\nurl = 'redis://:a,b@c:1'", &[]).unwrap();
 }
 
 #[test]
@@ -205,6 +228,17 @@ fn values_out_of_range_or_of_the_wrong_type_are_refused_by_key_and_value() {
         ("rate_limit.window_seconds", "0", "1 to"),
         ("redis.key_prefix", "\"{a}\"", "braces"),
         ("redis.max_connections", "101", "1 to 100"),
+        (
+            "redis.mode",
+            "\"single\"",
+            "\"standalone\" or \"sentinel\" or \"cluster\"",
+        ),
+        ("redis.cache_mode", "\"many\"", "\"standalone\" or"),
+        ("redis.sentinel_service", "\"a b\"", "a name of letters"),
+        ("redis.tls_ca_file", "\"/nowhere/ca.pem\"", "cannot be read"),
+        ("redis.tls_cert_file", "\"/nowhere/c.pem\"", "cannot be read"),
+        ("redis.tls_key_file", "\"/nowhere/c.key\"", "cannot be read"),
+        ("redis.url", "\"redis://a:1,b:2\"", "want a mode"),
         ("redis.url", "\"http://a:1\"", "redis://host:port"),
         ("redis.url", "\"redis://a:1/x\"", "number of a database"),
         ("worker.drain_seconds", "26", "1 to 25"),
@@ -263,6 +297,46 @@ fn values_that_do_not_fit_each_other_are_refused_by_both() {
             "[clickhouse]\nurl = 'http://u:p@h:1'\nuser = 'v'",
             ["http://h:1", "clickhouse.user = \"v\""],
         ),
+        (
+            "[redis]\nmode = 'cluster'\nurl = 'redis://a:1/2,b:2'",
+            ["redis.url = \"redis://a:1/2,b:2\"", "only one"],
+        ),
+        (
+            "[redis]\nmode = 'sentinel'\nurl = 'redis://a:1,rediss://b:2'",
+            ["redis.url", "redis:// throughout"],
+        ),
+        (
+            "[redis]\nmode = 'sentinel'\nurl = 'redis://:p@a:1,redis://:q@b:2'",
+            ["redis.url = ***", "in the first URL"],
+        ),
+        (
+            "[redis]\ncache_mode = 'cluster'",
+            ["redis.cache_mode = \"cluster\"", "redis.cache_url"],
+        ),
+        (
+            "[redis]\nsentinel_password = 'x'",
+            ["redis.sentinel_password = \"***\"", "redis.mode = \"standalone\""],
+        ),
+        (
+            "[redis]\nmode = 'sentinel'\nsentinel_user = 'u'",
+            ["redis.sentinel_user = \"u\"", "redis.sentinel_password"],
+        ),
+        (
+            "[redis]\ntls_ca_file = '/dev/null'",
+            ["redis.tls_ca_file = \"/dev/null\"", "redis.url"],
+        ),
+        (
+            "[redis]\nurl = 'rediss://a'\ntls_ca_file = '/dev/null'",
+            ["redis.tls_ca_file = \"/dev/null\"", "certificates in PEM"],
+        ),
+        (
+            "[redis]\nurl = 'rediss://a'\ntls_cert_file = '/dev/null'",
+            ["redis.tls_cert_file = \"/dev/null\"", "redis.tls_key_file"],
+        ),
+        (
+            "[redis]\nurl = 'rediss://a'\ntls_cert_file = '/dev/null'\ntls_key_file = '/dev/null'",
+            ["redis.tls_cert_file = \"/dev/null\"", "PKCS#8"],
+        ),
     ];
     for (file, parts) in cases {
         let message = refusal(file, &[]);
@@ -312,6 +386,7 @@ fn user_and_password_may_stand_in_the_url_of_clickhouse() {
 #[test]
 fn an_accepted_configuration_shows_no_secret() {
     let file = "[redis]\nurl = 'redis://:hunter2@a'\ncache_url = 'redis://u:hunter2@b'\n\
+                cache_mode = 'sentinel'\nsentinel_password = 'hunter2'\n\
                 [clickhouse]\npassword = 'hunter2'\n\
                 [kafka.options]\n\"sasl.password\" = 'hunter2'\n\"ssl.key.password\" = 'hunter2'\n\
                 \"sasl.username\" = 'me'";
@@ -335,6 +410,11 @@ fn a_refused_configuration_shows_no_secret() {
         "[redis]\nurl = 'redis://a?password=hunter2'",
         "[redis]\nurl = ['redis://:hunter2@a']",
         "[redis]\npasword = 'hunter2'",
+        "[redis]\nmode = 'sentinel'\nurl = 'redis://a:1,redis://:hunter2@b:2'",
+        "[redis]\nmode = 'sentinel'\nurl = 'redis://:x,hunter2@b:2'",
+        "[redis]\nmode = 'cluster'\nurl = 'redis://:hunter2@b:2,c:port'",
+        "[redis]\nsentinel_password = ['hunter2']",
+        "[redis]\nsentinel_password = 'hunter2'",
         "[clickhouse]\nurl = 'http://u:hunter2@a?x=1'",
         "[clickhouse]\nurl = 'http://a?password=hunter2'",
         "[clickhouse]\nurl = 'http://u:hunter2@a'\nuser = 'v'",

@@ -2,7 +2,6 @@
 //!
 //! Invariant: no message holds a password, also not of a URL that is wrong in a way nobody thought of.
 
-use redis::IntoConnectionInfo;
 use url::Url;
 
 use super::raw::{Layers, quote};
@@ -10,7 +9,7 @@ use super::secret::{HIDDEN, SecretUrl};
 
 /// A URL as it may be shown while it is refused. One that cannot be parsed, or has an @ in the wrong place, may
 /// have its password anywhere.
-fn shown_url(text: &str) -> String {
+pub(super) fn shown_url(text: &str) -> String {
     let bare = text.split('?').next().unwrap_or_default();
     match (Url::parse(bare), bare.matches('@').count()) {
         (Ok(url), 1) if url.password().is_some() => quote(&SecretUrl::new(url).to_string()),
@@ -20,7 +19,7 @@ fn shown_url(text: &str) -> String {
 }
 
 /// The URL, if it is one of these schemes and of a host, with a password that could not be misread.
-fn service_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
+pub(super) fn service_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     let accepted = || {
         let schemes: Vec<String> = schemes
             .iter()
@@ -38,40 +37,6 @@ fn service_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
         );
     }
     Ok(url)
-}
-
-/// The URL of a Redis server, if the key is set.
-pub(super) fn redis_url(layers: &mut Layers, key: &'static str) -> Option<SecretUrl> {
-    let (text, source) = layers.hidden_text(key)?;
-    // An empty variable is how a container's environment says "not set".
-    if text.is_empty() && key == "redis.cache_url" {
-        return None;
-    }
-    let checked = service_url(&text, &["redis", "rediss"]).and_then(|url| {
-        if !url.username().is_empty() && url.password().is_none() {
-            return Err(
-                "names a user without a password; a password alone is redis://:password@host".to_owned(),
-            );
-        }
-        if url
-            .query()
-            .is_some_and(|query| query.to_ascii_lowercase().contains("pass"))
-        {
-            return Err("must have its password before the host: redis://:password@host".to_owned());
-        }
-        // The client's own error could repeat the URL.
-        match url.as_str().into_connection_info() {
-            Ok(_) => Ok(url),
-            Err(_) => Err("must end in nothing or the number of a database: redis://host:6379/0".to_owned()),
-        }
-    });
-    match checked {
-        Ok(url) => Some(SecretUrl::new(url)),
-        Err(problem) => {
-            layers.problem(format!("{key} = {} ({source}): {problem}", shown_url(&text)));
-            None
-        }
-    }
 }
 
 /// The URL without user and password, and these two, decoded.

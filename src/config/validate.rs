@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use super::error::ConfigError;
 use super::raw::Layers;
 use super::secret::Secret;
-use super::urls::{clickhouse_url, redis_url};
+use super::urls::clickhouse_url;
 use super::{
-    Api, Batch, ClickHouse, Config, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, Redis,
-    WhenOver, Worker, api_keys, kafka_options,
+    Api, Batch, ClickHouse, Config, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, WhenOver,
+    Worker, api_keys, kafka_options, redis,
 };
 
 const DAY: u64 = 86_400;
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 pub(super) fn validate(mut layers: Layers) -> Result<Config, ConfigError> {
     let config = Config {
         kafka: kafka(&mut layers),
-        redis: redis(&mut layers),
+        redis: redis::read(&mut layers),
         clickhouse: clickhouse(&mut layers),
         rate_limit: rate_limit(&mut layers),
         dedup: dedup(&mut layers),
@@ -44,16 +44,6 @@ fn kafka(layers: &mut Layers) -> Kafka {
         dead_letter_topic: layers.text("kafka.dead_letter_topic", default.dead_letter_topic, check_topic),
         incarnation: layers.number("kafka.incarnation", default.incarnation, 0..=u32::MAX),
         options: kafka_options::read(layers),
-    }
-}
-
-fn redis(layers: &mut Layers) -> Redis {
-    let default = Redis::default();
-    Redis {
-        url: redis_url(layers, "redis.url").unwrap_or(default.url),
-        cache_url: redis_url(layers, "redis.cache_url"),
-        key_prefix: layers.text("redis.key_prefix", default.key_prefix, check_key_prefix),
-        max_connections: layers.number("redis.max_connections", default.max_connections, 1..=100),
     }
 }
 
@@ -258,19 +248,6 @@ fn check_topic(text: &str) -> Result<(), &'static str> {
         Ok(())
     } else {
         Err("a topic's name: 1 to 249 letters, digits, dots, underscores and hyphens")
-    }
-}
-
-/// Braces would move a key's hash tag, and with it the keys that a script needs side by side.
-fn check_key_prefix(text: &str) -> Result<(), &'static str> {
-    if text.len() <= 64
-        && text
-            .chars()
-            .all(|c| c.is_ascii_graphic() && !matches!(c, '{' | '}'))
-    {
-        Ok(())
-    } else {
-        Err("at most 64 printable ASCII characters without blanks and braces")
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::clickhouse::error::Error;
 use ::clickhouse::{Client, RowOwned, RowRead};
+use ::redis::RedisResult;
 use bytes::BytesMut;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
@@ -26,7 +27,7 @@ use crate::faults;
 use crate::health::Health;
 use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
-use crate::redis::{Redis, Script};
+use crate::redis::{Redis, Script, Settings};
 use crate::telemetry::Service;
 
 /// How long a read's answer is waited for, after the server should have ended it.
@@ -119,9 +120,13 @@ impl Worker {
     /// does not fit is an error.
     pub async fn start(config: Config, health: Arc<Health>, rejects: Rejects) -> Result<Self, StartError> {
         let connections = config.redis.max_connections.min(4) as usize;
-        let redis =
-            Redis::open(config.redis.url.expose().as_str(), connections).map_err(StartError::Redis)?;
-        let cache = Redis::open(config.redis.cache_url().expose().as_str(), 1).map_err(StartError::Redis)?;
+        let open = |settings: RedisResult<Settings>, connections| {
+            settings
+                .and_then(|settings| Redis::open(&settings, connections))
+                .map_err(StartError::Redis)
+        };
+        let redis = open(Settings::state(&config.redis), connections)?;
+        let cache = open(Settings::cache(&config.redis), 1)?;
         let clickhouse = crate::clickhouse::client(&config.clickhouse);
         let keys = Keys::new(&config.redis.key_prefix);
 

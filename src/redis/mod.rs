@@ -1,17 +1,32 @@
-//! The way to Redis: one address, a few multiplexed connections, a time-out on every call.
+//! The way to Redis: standalone, behind sentinels or a Cluster; a time-out on every call.
 //!
-//! Owns connections and how a batch of commands is sent. Never owns a key (see [`keys`]) nor a
-//! script (each lives beside the stage that runs it), and never retries: a caller knows whether
-//! the work is still wanted.
+//! Owns how servers are found ([`Settings`]), connections, and how a batch of commands is sent. Never owns a key (see
+//! [`keys`]) nor a script (each lives beside the stage that runs it), and outlasts no outage: a caller knows whether the
+//! work is still wanted. What a server refuses without doing anything (it is no longer the primary, the slot is another
+//! node's, a script is unknown) is sent on, a bounded number of times.
 
+mod cluster;
 pub mod keys;
+pub mod needs;
+mod node;
+mod sentinel;
+mod settings;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod votes;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use futures::future::try_join_all;
+
+use self::cluster::Cluster;
+use self::node::{Limits, Node};
+use self::sentinel::Sentinel;
+pub use self::settings::Settings;
+use crate::config::RedisMode;
 
 /// How long a single call may take before it counts as failed. A block's claims are one call of
 /// tens of thousands of commands, so this is far above a single command's latency.
@@ -19,36 +34,22 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Commands that one round trip of the data path carries at the most: enough for the server to be busy meanwhile, and
 /// small enough for the buffers on the way to be used again instead of fresh pages for each block.
 pub const COMMANDS_AT_ONCE: usize = 4096;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A bounded set of multiplexed connections to one Redis. Cheap to clone.
-#[derive(Clone)]
-pub struct Redis {
-    client: Client,
-    response_timeout: Duration,
-    connections: Arc<[Mutex<Connection>]>,
-    next: Arc<AtomicUsize>,
-}
+/// A Redis, through a bounded number of multiplexed connections to each of its servers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Redis(Arc<Transport>);
 
-/// A connection that finds its server again by itself after it was closed, and is replaced where it was not: see
-/// [`leads_nowhere`].
-#[derive(Clone)]
-struct Connection {
-    slot: usize,
-    /// Counts the connections of the slot.
-    generation: u64,
-    manager: ConnectionManager,
-}
-
-impl std::fmt::Debug for Redis {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Redis")
-            .field("connections", &self.connections.len())
-            .finish_non_exhaustive()
-    }
+#[derive(Debug)]
+enum Transport {
+    Standalone(Arc<Node>),
+    Sentinel(Sentinel),
+    Cluster(Cluster),
 }
 
 /// A Lua script with the digest that Redis knows it by.
+///
+/// In a Cluster a script can be cut off before any command whose key is on its way to another node, and is then run once
+/// more: what it has written until there must not mislead that run. All keys that it touches have one hash tag.
 #[derive(Debug)]
 pub struct Script {
     source: &'static str,
@@ -70,193 +71,182 @@ impl Script {
         cmd.arg(&self.sha1).arg(keys);
         cmd
     }
+
+    fn load(&self) -> Cmd {
+        let mut cmd = ::redis::cmd("SCRIPT");
+        cmd.arg("LOAD").arg(self.source);
+        cmd
+    }
+}
+
+/// Which servers there are.
+#[derive(Debug)]
+pub struct Topology {
+    /// `host:port` of each primary.
+    pub primaries: Vec<String>,
+    /// With Sentinel, how many name a primary, of how many.
+    pub sentinels: Option<(usize, usize)>,
+    /// With Cluster, how many of its slots are served.
+    pub slots: Option<usize>,
+}
+
+impl Topology {
+    /// The slots that a Cluster has.
+    pub const SLOTS: usize = slots::SLOTS;
 }
 
 impl Redis {
-    /// Prepares up to `connections` connections to `url`; they open at their first use, so a Redis
+    /// Prepares up to `connections` connections to each server; they open at their first use, so a Redis
     /// that is down does not stop the start.
-    pub fn open(url: &str, connections: usize) -> RedisResult<Self> {
-        Self::open_with(url, connections, RESPONSE_TIMEOUT)
+    pub fn open(settings: &Settings, connections: usize) -> RedisResult<Self> {
+        Self::open_with(settings, connections, RESPONSE_TIMEOUT)
     }
 
-    fn open_with(url: &str, connections: usize, response_timeout: Duration) -> RedisResult<Self> {
-        let client = Client::open(url)?;
-        let connections = (0..connections.max(1))
-            .map(|slot| {
-                Ok(Mutex::new(Connection {
-                    slot,
-                    generation: 0,
-                    manager: manager(&client, response_timeout)?,
-                }))
-            })
-            .collect::<RedisResult<Vec<_>>>()?;
-        Ok(Self {
-            client,
+    fn open_with(settings: &Settings, connections: usize, response_timeout: Duration) -> RedisResult<Self> {
+        let limits = Limits {
+            connections,
             response_timeout,
-            connections: connections.into(),
-            next: Arc::default(),
-        })
+        };
+        Ok(Self(Arc::new(match settings.mode() {
+            RedisMode::Standalone => Transport::Standalone(Arc::new(Node::new(settings.first()?, limits)?)),
+            RedisMode::Sentinel => Transport::Sentinel(Sentinel::new(settings.clone(), limits)),
+            RedisMode::Cluster => Transport::Cluster(Cluster::new(settings.clone(), limits)),
+        })))
     }
 
-    fn slot(&self, slot: usize) -> MutexGuard<'_, Connection> {
-        self.connections[slot]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn connection(&self) -> Connection {
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        self.slot(n % self.connections.len()).clone()
-    }
-
-    /// Replaces a connection whose call ended with `error`, where only another one helps. Calls under way on it end
-    /// as they may.
-    fn judge(&self, used: &Connection, error: &RedisError) {
-        if !leads_nowhere(error) {
-            return;
-        }
-        let mut current = self.slot(used.slot);
-        if current.generation == used.generation
-            && let Ok(manager) = manager(&self.client, self.response_timeout)
-        {
-            current.manager = manager;
-            current.generation += 1;
-        }
-    }
-
-    /// Sends all the commands in one round trip; one answer each, in order.
+    /// Sends all the commands in one round trip; one answer each, in order. In a Cluster the commands of one slot are done
+    /// in their order, and those of several at the same time; a command's own keys must be of one slot.
     pub async fn pipeline(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
-        self.send(pipe, false).await
+        self.send(pipe, &[]).await?.server_errors(false)
     }
 
     /// As [`Redis::pipeline`], for keys that operators write: where one holds another type than its command wants, the
     /// answer is that error as a value, because asking again would not help and the others are not to blame.
     pub async fn look_up(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
-        self.send(pipe, true).await
-    }
-
-    async fn send(&self, pipe: &Pipeline, any_type: bool) -> RedisResult<Vec<Value>> {
-        let mut connection = self.connection();
-        connection
-            .manager
-            .send_packed_commands(pipe, 0, pipe.len())
-            .await
-            .and_then(|answers| answers.into_iter().collect_server_errors(any_type))
-            .inspect_err(|error| self.judge(&connection, error))
+        self.send(pipe, &[]).await?.server_errors(true)
     }
 
     /// Sends one command.
-    pub async fn command<T: ::redis::FromRedisValue>(&self, cmd: &Cmd) -> RedisResult<T> {
-        let mut connection = self.connection();
-        cmd.query_async(&mut connection.manager)
-            .await
-            .inspect_err(|error| self.judge(&connection, error))
+    pub async fn command<T: FromRedisValue>(&self, cmd: &Cmd) -> RedisResult<T> {
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.add_command(cmd.clone());
+        let answers = self.send(&pipe, &[]).await?;
+        let answer = answers.into_iter().next().unwrap_or(Value::Nil);
+        Ok(T::from_redis_value(answer.extract_error()?)?)
     }
 
     /// As [`Redis::pipeline`], with calls of `scripts` in it: a server that does not know them yet (it
     /// was restarted, or is new) is told, and everything is sent once more. What is sent this way must
     /// tolerate a repeat, as every stage's commands do.
     pub async fn scripted(&self, scripts: &[&Script], pipe: &Pipeline) -> RedisResult<Vec<Value>> {
-        match self.pipeline(pipe).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                for script in scripts {
-                    let mut load = ::redis::cmd("SCRIPT");
-                    load.arg("LOAD").arg(script.source);
-                    self.command::<String>(&load).await?;
-                }
-                self.pipeline(pipe).await
+        let first = self.send(pipe, scripts).await?.server_errors(false);
+        let unknown = |error: &RedisError| error.kind() == ErrorKind::Server(ServerErrorKind::NoScript);
+        if !first.as_ref().is_err_and(unknown) {
+            return first;
+        }
+        let mut load = Pipeline::with_capacity(scripts.len());
+        for script in scripts {
+            load.add_command(script.load());
+        }
+        self.send(&load, &[]).await?.server_errors(false)?;
+        self.send(pipe, scripts).await?.server_errors(false)
+    }
+
+    /// Redis's own clock, in milliseconds since 1970. In a Cluster that of one node, if all answer and serve every slot.
+    pub async fn time_ms(&self) -> RedisResult<i64> {
+        if let Transport::Cluster(cluster) = &*self.0 {
+            let (nodes, served) = cluster.primaries().await?;
+            if served < Topology::SLOTS {
+                return Err(RedisError::from((
+                    ErrorKind::Server(ServerErrorKind::ClusterDown),
+                    "the Cluster does not serve all slots",
+                    format!("{served} of {}", Topology::SLOTS),
+                )));
             }
-            other => other,
+            let times = try_join_all(nodes.iter().map(|node| time_ms(node))).await?;
+            return Ok(times.first().copied().unwrap_or_default());
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.cmd("TIME");
+        milliseconds(self.pipeline(&pipe).await?)
+    }
+
+    /// Which servers there are, asked now.
+    pub async fn topology(&self) -> RedisResult<Topology> {
+        let nodes = self.primaries().await?;
+        let primaries = nodes.iter().map(|node| node.address()).collect();
+        Ok(match &*self.0 {
+            Transport::Standalone(_) => Topology {
+                primaries,
+                sentinels: None,
+                slots: None,
+            },
+            Transport::Sentinel(sentinel) => Topology {
+                primaries,
+                sentinels: Some(sentinel.votes().await),
+                slots: None,
+            },
+            Transport::Cluster(cluster) => Topology {
+                primaries,
+                sentinels: None,
+                slots: Some(cluster.primaries().await?.1),
+            },
+        })
+    }
+
+    /// Sends the same commands to every primary: its address, and one answer each, of which some may be errors.
+    pub async fn each(&self, pipe: &Pipeline) -> RedisResult<Vec<(String, Vec<Value>)>> {
+        let nodes = self.primaries().await?;
+        let asked = nodes
+            .iter()
+            .map(async |node| Ok((node.address(), node.send(pipe).await?)));
+        try_join_all(asked).await
+    }
+
+    async fn primaries(&self) -> RedisResult<Vec<Arc<Node>>> {
+        Ok(match &*self.0 {
+            Transport::Standalone(node) => vec![Arc::clone(node)],
+            Transport::Sentinel(sentinel) => vec![sentinel.primary().await?],
+            Transport::Cluster(cluster) => cluster.primaries().await?.0,
+        })
+    }
+
+    async fn send(&self, pipe: &Pipeline, scripts: &[&Script]) -> RedisResult<Vec<Value>> {
+        match &*self.0 {
+            Transport::Standalone(node) => node.send(pipe).await,
+            Transport::Sentinel(sentinel) => sentinel.send(pipe).await,
+            Transport::Cluster(cluster) => cluster.send(pipe, scripts).await,
         }
     }
-
-    /// Redis's own clock, in milliseconds since 1970.
-    pub async fn time_ms(&self) -> RedisResult<i64> {
-        let (seconds, micros): (i64, i64) = self.command(&::redis::cmd("TIME")).await?;
-        Ok(seconds * 1000 + micros / 1000)
-    }
 }
 
-fn manager(client: &Client, response_timeout: Duration) -> RedisResult<ConnectionManager> {
-    client.get_connection_manager_lazy(
-        ConnectionManagerConfig::new()
-            .set_response_timeout(Some(response_timeout))
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500)),
-    )
+async fn time_ms(node: &Node) -> RedisResult<i64> {
+    let mut pipe = Pipeline::with_capacity(1);
+    pipe.cmd("TIME");
+    milliseconds(node.send(&pipe).await?.server_errors(false)?)
 }
 
-/// Whether an open connection may lead to a server that is no longer the one: after a failover behind the same
-/// address it still reaches the old one, which refuses to write, or a machine that is gone and never closes it.
-fn leads_nowhere(error: &RedisError) -> bool {
-    error.is_timeout() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+fn milliseconds(answers: Vec<Value>) -> RedisResult<i64> {
+    let answer = answers.into_iter().next().unwrap_or(Value::Nil);
+    let (seconds, micros): (i64, i64) = FromRedisValue::from_redis_value(answer)?;
+    Ok(seconds * 1000 + micros / 1000)
 }
 
-trait CollectServerErrors {
-    fn collect_server_errors(self, any_type: bool) -> RedisResult<Vec<Value>>;
+trait ServerErrors {
+    fn server_errors(self, any_type: bool) -> RedisResult<Vec<Value>>;
 }
 
-impl<I: Iterator<Item = Value>> CollectServerErrors for I {
+impl ServerErrors for Vec<Value> {
     /// The first error among the answers fails the whole: no stage can use half a block. With `any_type`, a key of
     /// another type is none.
-    fn collect_server_errors(self, any_type: bool) -> RedisResult<Vec<Value>> {
-        self.map(|value| match value {
-            Value::ServerError(error) if !(any_type && error.code() == "WRONGTYPE") => {
-                Err(RedisError::from(error))
-            }
-            value => Ok(value),
-        })
-        .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    /// A failover behind one address: whoever connected before it keeps meeting `old`, everybody else the new server.
-    /// The client's greetings are answered by both.
-    async fn after_failover(old: Option<&'static str>) -> RedisResult<Vec<Value>> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("redis://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            let mut answer = old;
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let answer = answer.replace(":1\r\n");
-                tokio::spawn(async move {
-                    let mut bytes = vec![0; 4096];
-                    while let Ok(n @ 1..) = stream.read(&mut bytes).await {
-                        let text = String::from_utf8_lossy(&bytes[..n]);
-                        let greetings = text.matches("CLIENT").count() + text.matches("HELLO").count();
-                        let mut out = "+OK\r\n".repeat(greetings);
-                        if text.contains("INCR") {
-                            out.push_str(answer.unwrap_or_default());
-                        }
-                        stream.write_all(out.as_bytes()).await.unwrap();
-                    }
-                });
-            }
-        });
-        let redis = Redis::open_with(&url, 1, Duration::from_millis(200)).unwrap();
-        let mut pipe = ::redis::pipe();
-        pipe.cmd("INCR").arg("n");
-        assert!(redis.pipeline(&pipe).await.is_err());
-        redis.pipeline(&pipe).await
-    }
-
-    #[tokio::test]
-    async fn a_failover_behind_the_same_address_is_followed() {
-        let old = Some("-READONLY You can't write against a read only replica.\r\n");
-        assert_eq!(after_failover(old).await.unwrap(), [Value::Int(1)]);
-    }
-
-    #[tokio::test]
-    async fn a_server_that_is_gone_without_a_word_is_left() {
-        assert_eq!(after_failover(None).await.unwrap(), [Value::Int(1)]);
+    fn server_errors(self, any_type: bool) -> RedisResult<Vec<Value>> {
+        self.into_iter()
+            .map(|value| match value {
+                Value::ServerError(error) if !(any_type && error.code() == "WRONGTYPE") => {
+                    Err(RedisError::from(error))
+                }
+                value => Ok(value),
+            })
+            .collect()
     }
 }

@@ -55,13 +55,16 @@ const BLOCKS_UNREMEMBERED: &str = "sluice_blocks_unremembered_total";
 const VIEWS_DOUBTFUL: &str = "sluice_views_doubtful_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
 const BAD_OVERRIDES: &str = "sluice_bad_overrides_total";
+const REDIS_RECONNECTS: &str = "sluice_redis_reconnects_total";
+const REDIS_FAILOVERS: &str = "sluice_redis_failovers_total";
+const REDIS_REDIRECTS: &str = "sluice_redis_redirects_total";
 const BUILD_INFO: &str = "sluice_build_info";
 const HTTP_REQUESTS: &str = "sluice_http_requests_total";
 const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 26] = [
+const COUNTERS: [(&str, Unit, &str); 29] = [
     (
         EVENTS_WITHOUT_REDIS,
         Unit::Count,
@@ -161,6 +164,21 @@ const COUNTERS: [(&str, Unit, &str); 26] = [
         BAD_OVERRIDES,
         Unit::Count,
         "Tokens' own limits that could not be read and were ignored.",
+    ),
+    (
+        REDIS_RECONNECTS,
+        Unit::Count,
+        "Connections to Redis replaced because they led nowhere.",
+    ),
+    (
+        REDIS_FAILOVERS,
+        Unit::Count,
+        "Times that another primary of Redis was found than before.",
+    ),
+    (
+        REDIS_REDIRECTS,
+        Unit::Count,
+        "Commands sent again because a node of the Redis Cluster sent them on or could not do them yet.",
     ),
     (
         HTTP_REQUESTS,
@@ -288,6 +306,9 @@ pub struct Metrics {
     pub beyond_window_events: Counter,
     pub announcements_lost: Counter,
     pub bad_overrides: Counter,
+    pub redis_reconnects: Counter,
+    pub redis_failovers: Counter,
+    pub redis_redirects: Counter,
     pub clock_difference: Family<Service, Gauge>,
 }
 
@@ -324,6 +345,9 @@ impl Metrics {
             beyond_window_events: counter!(BEYOND_WINDOW_EVENTS),
             announcements_lost: counter!(ANNOUNCEMENTS_LOST),
             bad_overrides: counter!(BAD_OVERRIDES),
+            redis_reconnects: counter!(REDIS_RECONNECTS),
+            redis_failovers: counter!(REDIS_FAILOVERS),
+            redis_redirects: counter!(REDIS_REDIRECTS),
             clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),
         }
     }

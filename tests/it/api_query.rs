@@ -173,15 +173,16 @@ fn an_answer_is_cached_for_those_who_ask_the_same() {
     );
     let again = other.query(&other.session(ALPHA), &same);
     assert_eq!((again.cache(), &again.body), ("hit", &first.body));
-    let ttl_of = |connection: &mut redis::Connection, known: &[String]| -> (String, u64) {
-        let keys = scene.keys();
-        let new = keys
-            .iter()
-            .find(|key| key.starts_with("query_result:{") && !known.contains(key));
-        let name = new.unwrap().clone();
-        let ttl = connection.ttl(scene.key(&name)).unwrap();
-        (name, ttl)
-    };
+    let ttl_of =
+        |connection: &mut crate::harness::redises::AnyConnection, known: &[String]| -> (String, u64) {
+            let keys = scene.keys();
+            let new = keys
+                .iter()
+                .find(|key| key.starts_with("query_result:{") && !known.contains(key));
+            let name = new.unwrap().clone();
+            let ttl = connection.ttl(scene.key(&name)).unwrap();
+            (name, ttl)
+        };
     let (name, ttl) = ttl_of(&mut redis, &[]);
     assert!((3_200..=3_600).contains(&ttl), "{ttl}");
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::api_server::{ALPHA, Row, Server, insert};
 use crate::harness::Scene;
 use crate::harness::kafka::Record;
+use crate::harness::redises::Redises;
 
 const RESTORE: &str = include_str!("../../src/api/restore_user.lua");
 
@@ -21,7 +22,16 @@ fn row(event: &'static str, user: &'static str, time: &'static str, properties: 
 
 #[test]
 fn what_a_worker_wrote_is_read_back() {
-    let scene = Scene::new("read_back", 1);
+    reads_back(&Scene::new("read_back", 1));
+}
+
+#[test]
+fn what_a_worker_wrote_is_read_back_from_a_cluster() {
+    reads_back(&Scene::with_redis("read_cluster", 1, Redises::cluster(3, 0)));
+}
+
+/// A worker writes, and the API reads it.
+pub(crate) fn reads_back(scene: &Scene) {
     let event = |n: u32, user: &str, more: &str| {
         let (uuid, minute) = (uuid::Uuid::from_u128(u128::from(n)), n % 60);
         Record::of(
@@ -47,7 +57,7 @@ fn what_a_worker_wrote_is_read_back() {
         event(4, "bob", ""),
     ]);
     scene.settled();
-    let server = Server::start(&scene, &[]);
+    let server = Server::start(scene, &[]);
     let session = server.session(ALPHA);
     let path = "/v1/users/team%2Fann%20%C3%A9";
 
@@ -220,15 +230,16 @@ fn an_answer_made_of_old_properties_is_not_kept() {
         .hset_multiple::<_, _, _, ()>(&hash, &[("plan", "\"new\""), ("\0offset:0:0", "8")])
         .unwrap();
     let script = redis::Script::new(RESTORE);
-    let restore = |offsets: &[(&str, &str)], connection: &mut redis::Connection| -> i64 {
-        let mut call = script.key(&hash);
-        call.arg(100).arg("\0offset:").arg(offsets.len());
-        for (name, value) in offsets {
-            call.arg(*name).arg(*value);
-        }
-        call.arg("\0whole").arg(1).arg("plan").arg("\"old\"");
-        call.invoke(connection).unwrap()
-    };
+    let restore =
+        |offsets: &[(&str, &str)], connection: &mut crate::harness::redises::AnyConnection| -> i64 {
+            let mut call = script.key(&hash);
+            call.arg(100).arg("\0offset:").arg(offsets.len());
+            for (name, value) in offsets {
+                call.arg(*name).arg(*value);
+            }
+            call.arg("\0whole").arg(1).arg("plan").arg("\"old\"");
+            call.invoke(connection).unwrap()
+        };
     for read in [
         &[][..],
         &[("\0offset:0:0", "7")],

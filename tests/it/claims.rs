@@ -13,6 +13,7 @@ use sluice::redis::keys::Keys;
 use tokio::runtime::Runtime;
 
 use crate::harness::Scene;
+use crate::harness::redises::Redises;
 use crate::harness::wait::eventually;
 
 /// `packed` tells seconds: a claim of it may live for up to one more.
@@ -30,7 +31,8 @@ struct Bench {
 impl Bench {
     fn new(scene: Scene, window_seconds: u64, secret: Option<[u8; 16]>) -> Self {
         let runtime = Runtime::new().unwrap();
-        let redis = runtime.block_on(async { Redis::open(scene.redis_url(), 2).unwrap() });
+        let settings = scene.redis_settings();
+        let redis = runtime.block_on(async { Redis::open(&settings, 2).unwrap() });
         Self {
             redis,
             claims: Claims::new(Keys::new(&scene.key("")), window_seconds, secret.as_ref()),
@@ -74,6 +76,18 @@ fn in_both(name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
     }
 }
 
+/// The same on a Redis that is several servers.
+fn in_both_on(redises: fn() -> Redises, name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
+    for secret in [None, Some([7; 16])] {
+        let name = format!("{name}{}", if secret.is_some() { "packed" } else { "keys" });
+        test(&Bench::new(
+            Scene::with_redis(&name, 1, redises()),
+            window_seconds,
+            secret,
+        ));
+    }
+}
+
 /// What is known of a claim: whose it is, and between which times it was made.
 #[derive(Clone, Copy, Debug)]
 struct Made {
@@ -82,10 +96,35 @@ struct Made {
     to: i64,
 }
 
+const WINDOW: i64 = 2;
+
 #[test]
 fn claims_agree_with_an_exact_oracle_while_windows_turn_over() {
-    const WINDOW: i64 = 2;
-    in_both("oracle", WINDOW as u64, |bench| {
+    in_both("oracle", WINDOW as u64, agrees_with_the_oracle);
+}
+
+#[test]
+fn claims_agree_with_the_oracle_behind_sentinels() {
+    in_both_on(
+        Redises::sentinel,
+        "soracle",
+        WINDOW as u64,
+        agrees_with_the_oracle,
+    );
+}
+
+#[test]
+fn claims_agree_with_the_oracle_on_a_cluster() {
+    in_both_on(
+        || Redises::cluster(3, 0),
+        "coracle",
+        WINDOW as u64,
+        agrees_with_the_oracle,
+    );
+}
+
+fn agrees_with_the_oracle(bench: &Bench) {
+    {
         let mut random = StdRng::seed_from_u64(20);
         let mut made: HashMap<(usize, u128), Made> = HashMap::new();
         let (mut fresh, mut others, mut again, mut expired, mut open) = (0, 0, 0, 0, 0);
@@ -150,11 +189,11 @@ fn claims_agree_with_an_exact_oracle_while_windows_turn_over() {
                 }
             }
         }
-        println!(
+        eprintln!(
             "{fresh} fresh, {others} others', {again} again, {expired} expired, {open} too close to call"
         );
         assert!(fresh >= 10_000 && others >= 1_000 && again >= 1_000 && expired >= 1_000);
-    });
+    }
 }
 
 #[test]

@@ -69,13 +69,18 @@ pub async fn run(config: Config, _args: Args) -> Result<ExitCode, CliError> {
         within(
             "redis",
             config.redis.url.to_string(),
-            redis::check(&config.redis.url, &config).boxed()
+            redis::check(&config).boxed()
         ),
         async {
             match &config.redis.cache_url {
-                Some(url) => {
-                    Some(within("redis (cache)", url.to_string(), redis::check_cache(url).boxed()).await)
-                }
+                Some(url) => Some(
+                    within(
+                        "redis (cache)",
+                        url.to_string(),
+                        redis::check_cache(&config).boxed(),
+                    )
+                    .await,
+                ),
                 None => None,
             }
         },
@@ -125,6 +130,10 @@ impl Verdict {
 }
 
 impl Finding {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
     fn good(subject: &'static str, detail: impl Into<String>) -> Self {
         Self {
             subject,

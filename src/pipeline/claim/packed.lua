@@ -105,6 +105,10 @@ local function key_of(id)
   return KEYS[1] .. string.format(':%d', number)
 end
 
+local function keep_number()
+  call('SET', KEYS[1], n .. ':' .. (clock + lives) % MODULUS, 'EX', lives)
+end
+
 local function split()
   local from, to = n - level, n
   local bucket = call('GET', KEYS[1] .. ':' .. from)
@@ -113,12 +117,15 @@ local function split()
     local part = hash(record) % (2 * level) == from and stay or go
     part[#part + 1] = record
   end
-  -- First to where they go: they are looked for there once `n` says so.
+  -- Each write may be the last one: a Cluster's node refuses the next, if its key is on its way to another node. So first
+  -- to where they go, then `n`, by which they are looked for there, and only then away from where they were: what stays
+  -- there by mistake is found by nobody.
   write(KEYS[1] .. ':' .. to, table.concat(go), #go)
-  write(KEYS[1] .. ':' .. from, table.concat(stay), #stay)
   n = n + 1
+  keep_number()
+  grown = false
+  write(KEYS[1] .. ':' .. from, table.concat(stay), #stay)
   if n == 2 * level then level = n end
-  grown = true
 end
 
 local function append(key, bucket, id, coordinate)
@@ -173,6 +180,6 @@ for want = 1, #wants, width do
 end
 
 if grown then
-  call('SET', KEYS[1], n .. ':' .. (clock + lives) % MODULUS, 'EX', lives)
+  keep_number()
 end
 return table.concat(answers)

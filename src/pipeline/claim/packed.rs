@@ -81,19 +81,28 @@ impl Packed {
             for (i, id) in ids.iter().enumerate() {
                 shards[usize::from(id.shard)].push(i);
             }
-            let calls: Vec<(usize, &[usize])> = (0..SHARDS)
-                .flat_map(|shard| shards[shard].chunks(CLAIMS_A_CALL).map(move |part| (shard, part)))
-                .collect();
-            let mut pipe = Pipeline::with_capacity(calls.len());
-            for (shard, part) in &calls {
-                pipe.add_command(self.call(*shard, part, &ids, wanted));
-            }
-            let answers = redis.scripted(&[&self.script], &pipe).await?;
             let first = claims.len();
             claims.resize(first + wanted.len(), Claim::Others);
-            for (answer, (_, part)) in answers.into_iter().zip(&calls) {
-                for (claim, &i) in answered(answer, part.len())?.zip(*part) {
-                    claims[first + i] = claim;
+            let mut parts: Vec<_> = shards.iter().map(|shard| shard.chunks(CLAIMS_A_CALL)).collect();
+            // One call a shard and round trip: a Cluster may refuse a call and do the next one.
+            loop {
+                let calls: Vec<(usize, &[usize])> = parts
+                    .iter_mut()
+                    .enumerate()
+                    .filter_map(|(shard, parts)| Some((shard, parts.next()?)))
+                    .collect();
+                if calls.is_empty() {
+                    break;
+                }
+                let mut pipe = Pipeline::with_capacity(calls.len());
+                for (shard, part) in &calls {
+                    pipe.add_command(self.call(*shard, part, &ids, wanted));
+                }
+                let answers = redis.scripted(&[&self.script], &pipe).await?;
+                for (answer, (_, part)) in answers.into_iter().zip(&calls) {
+                    for (claim, &i) in answered(answer, part.len())?.zip(*part) {
+                        claims[first + i] = claim;
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@ pub(crate) mod load;
 pub(crate) mod monitor;
 pub(crate) mod proxy;
 pub(crate) mod raw_kafka;
+pub(crate) mod redises;
 pub(crate) mod stack;
 pub(crate) mod told;
 pub(crate) mod wait;
@@ -18,10 +19,11 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use redis::{Commands as _, Connection};
+use redis::Commands as _;
 
 use self::clickhouse::{ClickHouse, Row};
 use self::kafka::{Kafka, Record};
+use self::redises::{AnyConnection, Redises};
 use self::stack::{Addresses, PrivateStack};
 use self::wait::eventually;
 use self::worker::Worker;
@@ -48,6 +50,8 @@ pub(crate) struct Scene {
     folder: PathBuf,
     workers: AtomicU32,
     began: Instant,
+    /// A Redis of its own, which is not a single server.
+    pub(crate) redises: Option<Redises>,
     /// Last, so that it is taken down after everything above is removed.
     pub(crate) stack: Option<PrivateStack>,
 }
@@ -72,6 +76,15 @@ impl Scene {
     pub(crate) fn private_of(name: &str, partitions: i32, brokers: u32) -> Self {
         let stack = PrivateStack::up(brokers);
         Self::on(stack.addresses.clone(), Some(stack), name, partitions, 1)
+    }
+
+    /// A scene on the shared stack, but for its Redis.
+    pub(crate) fn with_redis(name: &str, partitions: i32, redises: Redises) -> Self {
+        let mut scene = Self::new(name, partitions);
+        scene.set("redis.url", &redises.url());
+        scene.set("redis.mode", redises.mode());
+        scene.redises = Some(redises);
+        scene
     }
 
     fn on(
@@ -100,6 +113,7 @@ impl Scene {
             redis_url: addresses.redis.clone(),
             workers: AtomicU32::new(0),
             began: Instant::now(),
+            redises: None,
             name: unique,
             topic,
             partitions,
@@ -276,11 +290,12 @@ impl Scene {
     }
 
     /// A connection to this scene's Redis.
-    pub(crate) fn redis(&self) -> Connection {
-        redis::Client::open(self.redis_url.as_str())
-            .unwrap()
-            .get_connection()
-            .unwrap()
+    pub(crate) fn redis(&self) -> AnyConnection {
+        if let Some(redises) = &self.redises {
+            return redises.connect();
+        }
+        let client = redis::Client::open(self.redis_url.as_str()).unwrap();
+        AnyConnection::One(client.get_connection().unwrap())
     }
 
     /// Where this scene's Redis is.
@@ -288,14 +303,33 @@ impl Scene {
         &self.redis_url
     }
 
+    /// Where this scene's Redis is, as the transport takes it.
+    pub(crate) fn redis_settings(&self) -> sluice::redis::Settings {
+        let of_redis = self.settings.iter().filter(|(key, _)| key.starts_with("redis."));
+        let variables = of_redis.map(|(key, value)| {
+            let name = format!("SLUICE_{}", key.replace('.', "__").to_uppercase());
+            (name.into(), value.into())
+        });
+        let config = sluice::config::Config::load_with(None, variables).unwrap();
+        sluice::redis::Settings::state(&config.redis).unwrap()
+    }
+
     /// The Redis keys of this scene, without its prefix.
     pub(crate) fn keys(&self) -> Vec<String> {
-        let mut connection = self.redis();
-        let found: Vec<String> = connection
-            .scan_match(format!("{}*", self.prefix))
-            .unwrap()
-            .map(Result::unwrap)
-            .collect();
+        let mut connections = match &self.redises {
+            Some(redises) => {
+                let primaries = redises.primaries().into_iter();
+                primaries
+                    .map(|server| AnyConnection::One(server.connect()))
+                    .collect()
+            }
+            None => vec![self.redis()],
+        };
+        let pattern = format!("{}*", self.prefix);
+        let mut found: Vec<String> = Vec::new();
+        for connection in &mut connections {
+            found.extend(connection.scan_match(&pattern).unwrap().map(Result::unwrap));
+        }
         let mut keys: Vec<String> = found
             .iter()
             .map(|key| key[self.prefix.len()..].to_owned())
@@ -372,6 +406,9 @@ impl Drop for Scene {
                 .delete_topics(&[&self.topic, &self.overflow, &self.dead_letters]);
             self.clickhouse
                 .run(&format!("DROP DATABASE IF EXISTS {} SYNC", self.database));
+            if self.redises.is_some() {
+                return;
+            }
             let keys: Vec<String> = self.keys().iter().map(|key| self.key(key)).collect();
             let mut connection = self.redis();
             for some in keys.chunks(10_000) {

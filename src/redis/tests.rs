@@ -1,0 +1,268 @@
+//! The transport against servers that are made up: what each answers is written here, the rest it leaves unanswered.
+
+use std::ffi::OsString;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::*;
+use crate::config::Config;
+
+const SHORT: Duration = Duration::from_millis(200);
+/// Longer than a caller's patience must be for its going to count.
+const IMPATIENT: Duration = Duration::from_millis(500);
+const MASTER: &str = "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+const READONLY: &str = "-READONLY You can't write against a read only replica.\r\n";
+
+/// A server that answers what `answer` says, given the number of the connection and what came. Its port.
+async fn server(answer: impl Fn(usize, &str) -> Option<String> + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = Arc::clone(&answer);
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 4096];
+                while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                    let text = String::from_utf8_lossy(&bytes[..n]);
+                    let greetings = text.matches("CLIENT").count() + text.matches("HELLO").count();
+                    let mut out = "+OK\r\n".repeat(greetings);
+                    if greetings == 0 {
+                        out.push_str(&answer(number, &text).unwrap_or_default());
+                    }
+                    stream.write_all(out.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    port
+}
+
+/// A server that answers commands in which these words stand.
+async fn answering(answers: &'static [(&'static str, &'static str)]) -> u16 {
+    server(move |_, text| {
+        let found = answers.iter().find(|(word, _)| text.contains(word));
+        found.map(|(_, answer)| (*answer).to_owned())
+    })
+    .await
+}
+
+fn open(mode: &str, ports: &[u16], response_timeout: Duration) -> Redis {
+    let addresses: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let set = |key: &str, value: String| (OsString::from(key), OsString::from(value));
+    let variables = [
+        set("SLUICE_REDIS__MODE", mode.to_owned()),
+        set("SLUICE_REDIS__URL", format!("redis://{}", addresses.join(","))),
+    ];
+    let config = Config::load_with(None, variables).unwrap();
+    let settings = Settings::state(&config.redis).unwrap();
+    Redis::open_with(&settings, 1, response_timeout).unwrap()
+}
+
+fn incr() -> Pipeline {
+    let mut pipe = ::redis::pipe();
+    pipe.cmd("INCR").arg("n");
+    pipe
+}
+
+/// A failover behind one address: whoever connected before it keeps meeting `old`, everybody else the new server.
+async fn failed_over(old: Option<&'static str>) -> u16 {
+    server(move |connection, _| match connection {
+        0 => old.map(str::to_owned),
+        _ => Some(":1\r\n".to_owned()),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_failover_behind_the_same_address_is_followed() {
+    let redis = open("standalone", &[failed_over(Some(READONLY)).await], SHORT);
+    assert!(redis.pipeline(&incr()).await.is_err());
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_without_a_word_is_left() {
+    let redis = open("standalone", &[failed_over(None).await], SHORT);
+    assert!(redis.pipeline(&incr()).await.is_err());
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+}
+
+#[tokio::test]
+async fn so_it_is_by_a_caller_with_little_patience() {
+    let redis = open("standalone", &[failed_over(None).await], RESPONSE_TIMEOUT);
+    assert!(timeout(IMPATIENT, redis.pipeline(&incr())).await.is_err());
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+}
+
+/// A sentinel, and the port of the primary that it names.
+async fn sentinel(primary: u16) -> (u16, Arc<AtomicUsize>) {
+    let named = Arc::new(AtomicUsize::new(usize::from(primary)));
+    let told = Arc::clone(&named);
+    let port = server(move |_, _| {
+        let port = told.load(Ordering::Relaxed).to_string();
+        Some(format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()))
+    })
+    .await;
+    (port, named)
+}
+
+#[tokio::test]
+async fn another_primary_is_asked_for_as_soon_as_the_old_one_refuses_or_is_given_up() {
+    for old in [
+        Some(READONLY),
+        Some("-LOADING\r\n"),
+        Some("-NOREPLICAS\r\n"),
+        None,
+    ] {
+        let old = server(move |_, text| {
+            if text.contains("ROLE") {
+                return Some(MASTER.to_owned());
+            }
+            old.map(str::to_owned)
+        })
+        .await;
+        let new = answering(&[("ROLE", MASTER), ("INCR", ":1\r\n")]).await;
+        let (port, named) = sentinel(old).await;
+        let redis = open("sentinel", &[port], RESPONSE_TIMEOUT);
+        let first = timeout(IMPATIENT, redis.pipeline(&incr())).await;
+        assert!(first.is_err() || first.unwrap().is_err());
+        named.store(usize::from(new), Ordering::Relaxed);
+        assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_named_and_is_no_primary_gets_nothing() {
+    let replica = answering(&[("ROLE", "*1\r\n$5\r\nslave\r\n"), ("INCR", ":1\r\n")]).await;
+    let redis = open("sentinel", &[sentinel(replica).await.0], SHORT);
+    let error = redis.pipeline(&incr()).await.unwrap_err().to_string();
+    assert!(
+        error.contains("no primary") && error.contains(&replica.to_string()),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn most_sentinels_are_believed() {
+    let old = answering(&[("ROLE", MASTER), ("INCR", ":0\r\n")]).await;
+    let new = answering(&[("ROLE", MASTER), ("INCR", ":1\r\n")]).await;
+    let sentinels = [
+        sentinel(old).await.0,
+        sentinel(new).await.0,
+        sentinel(new).await.0,
+    ];
+    let redis = open("sentinel", &sentinels, SHORT);
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+}
+
+/// Two nodes of a Cluster, with half of the slots each. `answer` says what the first and the second one answers to
+/// everything but the question for the slots.
+async fn cluster(answer: impl Fn(usize, &str) -> String + Send + Sync + 'static) -> Redis {
+    let ports = Arc::new(Mutex::new([0_u16; 2]));
+    let answer = Arc::new(answer);
+    for node in 0..2 {
+        let (known, answer) = (Arc::clone(&ports), Arc::clone(&answer));
+        let port = server(move |_, text| {
+            if !text.contains("SLOTS") {
+                let [a, b] = *known.lock().unwrap();
+                let told = answer(node, text);
+                return Some(
+                    told.replace("FIRST", &a.to_string())
+                        .replace("SECOND", &b.to_string()),
+                );
+            }
+            let [a, b] = *known.lock().unwrap();
+            let range = |first, last, port| {
+                format!("*3\r\n:{first}\r\n:{last}\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n")
+            };
+            Some(format!("*2\r\n{}{}", range(0, 8_191, a), range(8_192, 16_383, b)))
+        })
+        .await;
+        ports.lock().unwrap()[node] = port;
+    }
+    let ports = *ports.lock().unwrap();
+    open("cluster", &ports, RESPONSE_TIMEOUT)
+}
+
+/// `foo` is in slot 12,182, the second's; `bar` in 5,061, the first's.
+fn pipe_of(commands: &[(&str, &str)]) -> Pipeline {
+    let mut pipe = ::redis::pipe();
+    for (name, key) in commands {
+        match *name {
+            "EVALSHA" => pipe.cmd(name).arg("sha").arg(1).arg(key),
+            _ => pipe.cmd(name).arg(key),
+        };
+    }
+    pipe
+}
+
+#[tokio::test]
+async fn commands_go_to_their_nodes_and_the_answers_come_in_order() {
+    let redis = cluster(|node, text| format!(":{node}\r\n").repeat(text.matches("GET").count())).await;
+    let pipe = pipe_of(&[("GET", "foo"), ("GET", "bar"), ("GET", "bar"), ("GET", "foo")]);
+    let expected = [1, 0, 0, 1].map(Value::Int);
+    assert_eq!(redis.pipeline(&pipe).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_plain_command_follows_where_it_is_sent_and_a_script_waits_for_its_slot() {
+    let scripts = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&scripts);
+    let redis = cluster(move |node, text| match node {
+        1 if text.contains("EVALSHA") && asked.fetch_add(1, Ordering::Relaxed) > 2 => ":7\r\n".to_owned(),
+        1 if text.contains("EVALSHA") => "-ASK 12182 127.0.0.1:FIRST\r\n".to_owned(),
+        1 if text.contains("GET") => "-ASK 12182 127.0.0.1:FIRST\r\n".to_owned(),
+        1 => "-MOVED 12182 127.0.0.1:FIRST\r\n".to_owned(),
+        _ if text.contains("ASKING") => "+OK\r\n:2\r\n".to_owned(),
+        _ if text.contains("EVALSHA") => "-ERR half of the keys\r\n".to_owned(),
+        _ => ":3\r\n".to_owned(),
+    })
+    .await;
+    let answers = async |name| redis.pipeline(&pipe_of(&[(name, "foo")])).await.unwrap();
+    assert_eq!(answers("GET").await, [Value::Int(2)]);
+    assert_eq!(answers("EVALSHA").await, [Value::Int(7)]);
+    assert_eq!(answers("INCR").await, [Value::Int(3)]);
+    // The slot is known to have moved now.
+    assert_eq!(answers("INCR").await, [Value::Int(3)]);
+    assert_eq!(scripts.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_know_a_script_is_told_and_one_that_cannot_work_is_asked_again() {
+    let calls = AtomicUsize::new(0);
+    let redis = cluster(move |_, text| {
+        if text.contains("LOAD") {
+            return "$1\r\nx\r\n".to_owned();
+        }
+        let answers = ["-NOSCRIPT\r\n", "-CLUSTERDOWN\r\n", "-TRYAGAIN\r\n", ":1\r\n"];
+        answers[calls.fetch_add(1, Ordering::Relaxed)].to_owned()
+    })
+    .await;
+    let script = Script::new("return 1");
+    let mut pipe = ::redis::pipe();
+    let mut call = script.call(1);
+    call.arg("foo");
+    pipe.add_command(call);
+    assert_eq!(redis.scripted(&[&script], &pipe).await.unwrap(), [Value::Int(1)]);
+}
+
+#[tokio::test]
+async fn nodes_that_send_a_slot_to_one_another_are_left_after_a_while() {
+    let redis = cluster(|node, _| {
+        let other = ["SECOND", "FIRST"][node];
+        format!("-MOVED 12182 127.0.0.1:{other}\r\n")
+    })
+    .await;
+    let error = redis
+        .pipeline(&pipe_of(&[("GET", "foo")]))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("disagree who serves a slot"), "{error}");
+}
