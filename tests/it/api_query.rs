@@ -174,7 +174,7 @@ fn an_answer_is_cached_for_those_who_ask_the_same() {
     let again = other.query(&other.session(ALPHA), &same);
     assert_eq!((again.cache(), &again.body), ("hit", &first.body));
     let ttl_of =
-        |connection: &mut crate::harness::redises::AnyConnection, known: &[String]| -> (String, u64) {
+        |connection: &mut crate::harness::any_redis::AnyConnection, known: &[String]| -> (String, u64) {
             let keys = scene.keys();
             let new = keys
                 .iter()

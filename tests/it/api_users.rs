@@ -231,7 +231,7 @@ fn an_answer_made_of_old_properties_is_not_kept() {
         .unwrap();
     let script = redis::Script::new(RESTORE);
     let restore =
-        |offsets: &[(&str, &str)], connection: &mut crate::harness::redises::AnyConnection| -> i64 {
+        |offsets: &[(&str, &str)], connection: &mut crate::harness::any_redis::AnyConnection| -> i64 {
             let mut call = script.key(&hash);
             call.arg(100).arg("\0offset:").arg(offsets.len());
             for (name, value) in offsets {

@@ -16,7 +16,8 @@ use tokio::runtime::Runtime;
 use crate::harness::Scene;
 use crate::harness::events::{Ledger, check_remembered};
 use crate::harness::load::under_load;
-use crate::harness::redises::{Redises, SLOTS, Server};
+use crate::harness::redis_server::Server;
+use crate::harness::redises::{Redises, SLOTS};
 
 const PRIMARIES: usize = 3;
 const CLIENTS: usize = 2;

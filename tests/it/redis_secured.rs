@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use crate::api_users::reads_back;
 use crate::harness::Scene;
-use crate::harness::redises::{Redises, Server};
+use crate::harness::redis_server::Server;
+use crate::harness::redises::Redises;
 use crate::main_path::settles;
 
 const PASSWORD: &str = "acl-s3cret";
@@ -242,8 +243,10 @@ fn tls_and_a_user_with_the_documented_rule_are_enough_and_nothing_secret_is_told
         code == Some(2) && text.contains("redis.tls_ca_file = \"/nowhere/ca.pem\""),
         "{text}"
     );
-    let (code, text) = check(&[("redis.tls_key_file", &certificates.text("server.key"))]);
+    let (code, text) = check(&[("redis.tls_key_file", &certificates.text("client.csr"))]);
     assert!(code == Some(2) && text.contains("redis.tls_key_file"), "{text}");
+    let (code, text) = check(&[("redis.tls_key_file", &certificates.text("server.key"))]);
+    assert!(code == Some(1) && text.contains("key values mismatch"), "{text}");
 
     reads_back(&scene);
     let log = Command::new("redis-cli")

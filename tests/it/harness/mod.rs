@@ -1,5 +1,6 @@
 //! What every test stands on: a [`Scene`] of its own, workers, and looks at all destinations.
 
+pub(crate) mod any_redis;
 pub(crate) mod clickhouse;
 pub(crate) mod events;
 pub(crate) mod kafka;
@@ -7,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod monitor;
 pub(crate) mod proxy;
 pub(crate) mod raw_kafka;
+pub(crate) mod redis_server;
 pub(crate) mod redises;
 pub(crate) mod stack;
 pub(crate) mod told;
@@ -21,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use redis::Commands as _;
 
+use self::any_redis::AnyConnection;
 use self::clickhouse::{ClickHouse, Row};
 use self::kafka::{Kafka, Record};
-use self::redises::{AnyConnection, Redises};
+use self::redises::Redises;
 use self::stack::{Addresses, PrivateStack};
 use self::wait::eventually;
 use self::worker::Worker;

@@ -1,23 +1,13 @@
-//! Redis servers of a test's own: with sentinels, as a Cluster, or alone with TLS and users.
-//!
-//! Each server has a keeper, which kills it when this is dropped and also when the test process is.
+//! Redis servers of a test's own that are one Redis: behind sentinels, or as a Cluster.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use redis::cluster::ClusterClient;
+use redis::{Connection, RedisResult, Value};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use redis::cluster::{ClusterClient, ClusterConnection};
-use redis::{Connection, ConnectionLike, RedisResult, Value};
-
-use super::free_port;
+use super::any_redis::AnyConnection;
+use super::redis_server::{DOWN_AFTER_MS, Server, UP_WITHIN};
 use super::wait::{eventually, seen};
 
-const UP_WITHIN: Duration = Duration::from_mins(1);
-/// How long a server is missed before the others act. Short for production, long for a machine that compiles beside it.
-const DOWN_AFTER_MS: u32 = 2_000;
+/// How many slots a Cluster has.
 pub(crate) const SLOTS: u16 = 16_384;
 
 /// How a Redis is found: `redis.mode`.
@@ -25,127 +15,6 @@ pub(crate) const SLOTS: u16 = 16_384;
 pub(crate) enum Mode {
     Sentinel,
     Cluster,
-}
-
-/// A server process.
-#[derive(Debug)]
-pub(crate) struct Server {
-    keeper: Child,
-    pid: Pid,
-    pub(crate) port: u16,
-    bus: u16,
-}
-
-impl Server {
-    /// Starts one in a folder of its own, with further words of its command line.
-    pub(crate) fn start(parent: &Path, words: &[&str]) -> Self {
-        let (port, bus) = (free_port(), free_port());
-        let folder = parent.join(port.to_string());
-        std::fs::create_dir_all(&folder).unwrap();
-        let port_text = port.to_string();
-        let port_word = if words.contains(&"--tls-port") {
-            "0"
-        } else {
-            &port_text
-        };
-        let all: Vec<String> = ["--port", port_word, "--bind", "127.0.0.1", "--save", "", "--dir"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain([folder.to_str().unwrap().to_owned()])
-            .chain(["--repl-diskless-sync-delay", "0"].map(str::to_owned))
-            .chain(words.iter().map(|word| match *word {
-                "PORT" => port_text.clone(),
-                "BUS" => bus.to_string(),
-                word => word.to_owned(),
-            }))
-            .collect();
-        Self::run(&folder, (port, bus), &all)
-    }
-
-    /// A sentinel that watches the primary at a port.
-    fn sentinel(parent: &Path, primary: u16) -> Self {
-        let port = free_port();
-        let folder = parent.join(port.to_string());
-        std::fs::create_dir_all(&folder).unwrap();
-        let file = folder.join("sentinel.conf");
-        let text = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {primary} 2\n\
-             sentinel down-after-milliseconds mymaster {DOWN_AFTER_MS}\nsentinel failover-timeout mymaster 10000\n\
-             sentinel parallel-syncs mymaster 2\n",
-            folder.display()
-        );
-        std::fs::write(&file, text).unwrap();
-        let words = [file.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
-        Self::run(&folder, (port, 0), &words)
-    }
-
-    fn run(folder: &Path, (port, bus): (u16, u16), words: &[String]) -> Self {
-        let mut keeper = Command::new("sh")
-            .args([
-                "-c",
-                "redis-server \"$@\" >\"$0\" 2>&1 & echo $!; read _; kill -9 $! 2>/dev/null",
-            ])
-            .arg(folder.join("log"))
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(keeper.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        Self {
-            keeper,
-            pid: Pid::from_raw(line.trim().parse().unwrap()),
-            port,
-            bus,
-        }
-    }
-
-    /// `kill -9`.
-    pub(crate) fn kill(&self) {
-        kill(self.pid, Signal::SIGKILL).unwrap();
-    }
-
-    pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    /// A connection, once it answers.
-    pub(crate) fn connect(&self) -> Connection {
-        let client = redis::Client::open(format!("redis://{}", self.address())).unwrap();
-        eventually("Redis answers", UP_WITHIN, || {
-            let mut connection = client.get_connection().map_err(|error| error.to_string())?;
-            let pong: RedisResult<Value> = redis::cmd("PING").query(&mut connection);
-            pong.map(|_| connection).map_err(|error| error.to_string())
-        })
-    }
-
-    pub(crate) fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
-        command.query(&mut self.connect())
-    }
-
-    fn tell(&self, words: &[&str]) {
-        self.ask::<()>(words).unwrap();
-    }
-
-    fn tells(&self, section: &[&str], line: &str) -> Result<(), String> {
-        let text: String = self.ask(section).map_err(|error| error.to_string())?;
-        seen(text.lines().any(|told| told.trim() == line), text)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // The end of its input is what the keeper waits for.
-        drop(self.keeper.stdin.take());
-        if let Err(error) = self.keeper.wait() {
-            eprintln!("a Redis of a test may not be down: {error}");
-        }
-    }
 }
 
 /// Servers that are one Redis.
@@ -387,67 +256,4 @@ impl Redises {
             server.tell(&["CLUSTER", "SETSLOT", &text, "NODE", &to_id]);
         }
     }
-}
-
-/// A connection to a Redis of any kind. On a Cluster the commands of a pipeline go one by one.
-pub(crate) enum AnyConnection {
-    One(Connection),
-    Cluster(Box<ClusterConnection>),
-}
-
-impl ConnectionLike for AnyConnection {
-    fn req_packed_command(&mut self, cmd: &[u8]) -> RedisResult<Value> {
-        match self {
-            Self::One(connection) => connection.req_packed_command(cmd),
-            Self::Cluster(connection) => connection.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands(&mut self, cmd: &[u8], offset: usize, count: usize) -> RedisResult<Vec<Value>> {
-        match self {
-            Self::One(connection) => connection.req_packed_commands(cmd, offset, count),
-            Self::Cluster(connection) => {
-                let commands = commands_of(cmd).into_iter().skip(offset).take(count);
-                commands
-                    .map(|command| connection.req_packed_command(command))
-                    .collect()
-            }
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        0
-    }
-
-    fn check_connection(&mut self) -> bool {
-        true
-    }
-
-    fn is_open(&self) -> bool {
-        true
-    }
-}
-
-/// The commands of a packed pipeline, each in its packed form.
-fn commands_of(mut packed: &[u8]) -> Vec<&[u8]> {
-    /// The number in a line like `*3` at a place, and where the next line begins.
-    fn line(bytes: &[u8], at: usize) -> (usize, usize) {
-        let end = at + bytes[at..].iter().position(|byte| *byte == b'\r').unwrap();
-        (
-            std::str::from_utf8(&bytes[at + 1..end]).unwrap().parse().unwrap(),
-            end + 2,
-        )
-    }
-    let mut commands = Vec::new();
-    while !packed.is_empty() {
-        let (arguments, mut at) = line(packed, 0);
-        for _ in 0..arguments {
-            let (length, begin) = line(packed, at);
-            at = begin + length + 2;
-        }
-        let (command, rest) = packed.split_at(at);
-        commands.push(command);
-        packed = rest;
-    }
-    commands
 }
