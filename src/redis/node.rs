@@ -4,7 +4,7 @@
 //! [`leads_nowhere`]. Never retries a call.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -46,7 +46,9 @@ struct Call<'a> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if !self.ended && self.begun.elapsed() >= GIVEN_UP_AFTER {
+        // One that is still being opened goes on with it for the next caller; how long that takes has a bound of its own.
+        let open = self.used.answered.load(Ordering::Relaxed);
+        if !self.ended && open && self.begun.elapsed() >= GIVEN_UP_AFTER {
             self.node.suspect.store(true, Ordering::Relaxed);
             self.node.replace(self.used);
         }
@@ -58,6 +60,8 @@ struct Connection {
     slot: usize,
     /// Counts the connections of the slot.
     generation: u64,
+    /// Whether it was ever used with success.
+    answered: Arc<AtomicBool>,
     manager: ConnectionManager,
 }
 
@@ -81,6 +85,7 @@ impl Node {
                 Ok(Mutex::new(Connection {
                     slot,
                     generation: 0,
+                    answered: Arc::default(),
                     manager: manager(&client, response_timeout)?,
                 }))
             })
@@ -142,6 +147,7 @@ impl Node {
         if nowhere {
             self.replace(&used);
         } else if answers.is_ok() {
+            used.answered.store(true, Ordering::Relaxed);
             self.absolve();
         }
         answers
@@ -161,6 +167,7 @@ impl Node {
         {
             current.manager = manager;
             current.generation += 1;
+            current.answered = Arc::default();
             metrics().redis_reconnects.increment(1);
         }
     }

@@ -24,8 +24,17 @@ incarnation = 3
 options = { "sasl.password" = "hunter2", "session.timeout.ms" = "10000" }
 
 [redis]
-url = "redis://:hunter2@127.0.0.1:6379/0"
-cache_url = "rediss://user:hunter2@[::1]:6380"
+mode = "sentinel"
+url = "redis://:hunter2@127.0.0.1:26379/0,127.0.0.1:26380, redis://:hunter2@[::1]:26379"
+cache_mode = "cluster"
+cache_url = "rediss://user:hunter2@[::1]:6380,[::2]:6380"
+sentinel_service = "mymaster"
+cache_sentinel_service = "other"
+sentinel_user = "u"
+sentinel_password = "hunter2"
+tls_ca_file = ""
+tls_cert_file = ""
+tls_key_file = ""
 key_prefix = "p:"
 max_connections = 10
 

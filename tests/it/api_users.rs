@@ -59,6 +59,8 @@ pub(crate) fn reads_back(scene: &Scene) {
     scene.settled();
     let server = Server::start(scene, &[]);
     let session = server.session(ALPHA);
+    // So that the connection to the cache is open: it is not waited for long.
+    server.get("/v1/users/nobody", &session);
     let path = "/v1/users/team%2Fann%20%C3%A9";
 
     let answer = server.get(path, &session);
