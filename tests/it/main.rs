@@ -37,6 +37,7 @@ mod offsets;
 mod operators;
 mod outages;
 mod permits;
+mod redis_files;
 mod verify;
 mod verify_edges;
 mod verify_events;
