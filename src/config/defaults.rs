@@ -31,6 +31,7 @@ impl Default for Redis {
             cache_url: None,
             key_prefix: String::new(),
             max_connections: 10,
+            sample_seconds: 15,
         }
     }
 }

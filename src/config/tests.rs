@@ -205,6 +205,7 @@ fn values_out_of_range_or_of_the_wrong_type_are_refused_by_key_and_value() {
         ("rate_limit.window_seconds", "0", "1 to"),
         ("redis.key_prefix", "\"{a}\"", "braces"),
         ("redis.max_connections", "101", "1 to 100"),
+        ("redis.sample_seconds", "3601", "0 to 3600"),
         ("redis.url", "\"http://a:1\"", "redis://host:port"),
         ("redis.url", "\"redis://a:1/x\"", "number of a database"),
         ("worker.drain_seconds", "26", "1 to 25"),

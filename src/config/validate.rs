@@ -54,6 +54,7 @@ fn redis(layers: &mut Layers) -> Redis {
         cache_url: redis_url(layers, "redis.cache_url"),
         key_prefix: layers.text("redis.key_prefix", default.key_prefix, check_key_prefix),
         max_connections: layers.number("redis.max_connections", default.max_connections, 1..=100),
+        sample_seconds: layers.number("redis.sample_seconds", default.sample_seconds, 0..=3_600),
     }
 }
 

@@ -4,7 +4,10 @@
 //! script (each lives beside the stage that runs it), and never retries: a caller knows whether
 //! the work is still wanted.
 
+pub mod info;
 pub mod keys;
+pub mod kinds;
+pub mod sample;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -28,6 +28,7 @@ url = "redis://:hunter2@127.0.0.1:6379/0"
 cache_url = "rediss://user:hunter2@[::1]:6380"
 key_prefix = "p:"
 max_connections = 10
+sample_seconds = 15
 
 [clickhouse]
 url = "http://user:hunter2@127.0.0.1:8123"

@@ -38,6 +38,7 @@ mod operators;
 mod outages;
 mod permits;
 mod redis_files;
+mod redis_seen;
 mod verify;
 mod verify_edges;
 mod verify_events;
