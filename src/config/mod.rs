@@ -15,6 +15,7 @@ use serde::Serialize;
 
 pub use error::ConfigError;
 pub use secret::{HIDDEN, Secret, SecretUrl};
+pub(crate) use validate::LONGEST_PACKED;
 
 mod api_keys;
 mod defaults;
