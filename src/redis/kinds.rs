@@ -20,8 +20,8 @@ const BEGINNINGS: [(&str, RedisKind); 14] = [
     ("session:", RedisKind::Sessions),
     ("config:", RedisKind::Config),
     // Known before there is a task queue, so that its keys are never `other` in a fleet of mixed versions.
-    ("{task", RedisKind::Tasks),
-    ("task", RedisKind::Tasks),
+    ("{task_queue}", RedisKind::Tasks),
+    ("recent_queries:", RedisKind::Tasks),
 ];
 
 /// The kind of a key of a deployment with that prefix.
@@ -78,14 +78,20 @@ mod tests {
             let line = line.trim_start();
             line.starts_with("pub fn") && line.contains("&self") && line.contains("-> String")
         });
-        let in_quotes = |start: &'static str| {
+        let in_quotes = |start: &'static str, before: &'static str| {
             code.split(start)
                 .skip(1)
                 .map(|rest| rest.split('"').next().unwrap().replace("{{", "\u{1}"))
-                .map(|name| name.split(['{']).next().unwrap().replace('\u{1}', "{"))
+                .map(|name| name.split('{').next().unwrap().replace('\u{1}', "{"))
+                // A separator alone is a helper's, whose callers give the name.
+                .filter(|name| name != ":")
+                .map(move |name| format!("{before}{name}"))
         };
-        let names: Vec<String> = in_quotes("self.tagged(\"")
-            .chain(in_quotes("format!(\"{}"))
+        let names: Vec<String> = in_quotes("self.tagged(\"", "")
+            .chain(in_quotes("format!(\"{}", ""))
+            .chain(in_quotes("self.of_tasks(\"", "{task_queue}:"))
+            .chain(in_quotes("self.of_tasks(&format!(\"", "{task_queue}:"))
+            .map(|name| name.replace("}}", "}"))
             .collect();
         assert_eq!(names.len(), makers.count(), "{names:?}: each name is found");
         names

@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use crate::harness::redis_server::RedisServer;
+use crate::harness::redis_by_file::RedisByFile;
 use crate::harness::{Scene, bare_command, free_port};
 
 const SECRETS: [&str; 4] = ["redis-s3cret", "clickhouse-s3cret", "sasl-s3cret", "cache-s3cret"];
@@ -166,7 +166,7 @@ fn a_worker_refuses_a_table_that_enforces_another_deadline_and_one_that_is_not_t
 fn check_warns_of_a_redis_that_may_forget_and_fails_where_it_refuses_or_has_forgotten() {
     let scene = Scene::new("check_redis", 1);
     let folder = tempfile::tempdir().unwrap();
-    let check = |server: &RedisServer| {
+    let check = |server: &RedisByFile| {
         let output = scene
             .command()
             .arg("check")
@@ -175,20 +175,20 @@ fn check_warns_of_a_redis_that_may_forget_and_fails_where_it_refuses_or_has_forg
             .unwrap();
         (output.status.code(), told(&output))
     };
-    let alone = RedisServer::with_file("state.conf", folder.path(), &["--min-replicas-to-write", "0"]);
+    let alone = RedisByFile::with_file("state.conf", folder.path(), &["--min-replicas-to-write", "0"]);
     let (code, text) = check(&alone);
     assert_eq!(code, Some(0), "{text}");
     let of_redis: Vec<&str> = text.lines().filter(|line| line.starts_with(" redis")).collect();
     assert!(of_redis.iter().any(|line| line.contains("everysec")), "{text}");
     assert!(!of_redis.iter().any(|line| line.contains("warning")), "{text}");
 
-    let waiting = RedisServer::with_file("state.conf", folder.path(), &[]);
+    let waiting = RedisByFile::with_file("state.conf", folder.path(), &[]);
     let (code, text) = check(&waiting);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("min-replicas-to-write is 1"), "{text}");
 
     // The cache's file, used for the state.
-    let cache = RedisServer::with_file("cache.conf", folder.path(), &["--maxmemory", "8mb"]);
+    let cache = RedisByFile::with_file("cache.conf", folder.path(), &["--maxmemory", "8mb"]);
     let (code, text) = check(&cache);
     assert_eq!(code, Some(0), "{text}");
     for part in ["allkeys-lru", "caches are on this server", "forgets every claim"] {

@@ -7,28 +7,28 @@ use redis::RedisResult;
 use sluice::redis::keys::{Keys, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES};
 use tempfile::TempDir;
 
-use crate::harness::redis_server::RedisServer;
+use crate::harness::redis_by_file::RedisByFile;
 use crate::harness::wait::{eventually, seen};
 
 /// Without a replica, for what needs none.
 const ALONE: [&str; 2] = ["--min-replicas-to-write", "0"];
 const NAME: &str = "sluice-state";
 
-fn assert_settings(server: &RedisServer, wanted: &[(&str, &str)]) {
+fn assert_settings(server: &RedisByFile, wanted: &[(&str, &str)]) {
     let settings = server.settings();
     for (name, value) in wanted {
         assert_eq!(settings.get(*name).map(String::as_str), Some(*value), "{name}");
     }
 }
 
-fn set(server: &RedisServer) -> RedisResult<()> {
+fn set(server: &RedisByFile) -> RedisResult<()> {
     redis::cmd("SET").arg("a").arg(1).exec(&mut server.connect())
 }
 
 #[test]
 fn the_states_file_evicts_nothing_persists_everything_and_packs_small_collections() {
     let folder = TempDir::new().unwrap();
-    let server = RedisServer::with_file("state.conf", folder.path(), &[]);
+    let server = RedisByFile::with_file("state.conf", folder.path(), &[]);
     assert_settings(
         &server,
         &[
@@ -53,7 +53,7 @@ fn the_states_file_evicts_nothing_persists_everything_and_packs_small_collection
 #[test]
 fn the_caches_file_evicts_by_lru_and_has_no_disk() {
     let folder = TempDir::new().unwrap();
-    let server = RedisServer::with_file("cache.conf", folder.path(), &[]);
+    let server = RedisByFile::with_file("cache.conf", folder.path(), &[]);
     assert_settings(
         &server,
         &[
@@ -70,7 +70,7 @@ fn the_caches_file_evicts_by_lru_and_has_no_disk() {
 #[test]
 fn a_full_timeline_stays_a_listpack_and_one_beyond_the_limits_does_not() {
     let folder = TempDir::new().unwrap();
-    let server = RedisServer::with_file("state.conf", folder.path(), &ALONE);
+    let server = RedisByFile::with_file("state.conf", folder.path(), &ALONE);
     let mut connection = server.connect();
     let keys = Keys::new("");
     let mut encoding = |user: &str, events: usize, bytes: usize| -> String {
@@ -97,9 +97,9 @@ fn a_full_timeline_stays_a_listpack_and_one_beyond_the_limits_does_not() {
 fn three_sentinels_give_a_lost_master_a_successor_that_takes_writes() {
     let folder = TempDir::new().unwrap();
     let under = folder.path();
-    let master = RedisServer::with_file("state.conf", under, &[]);
+    let master = RedisByFile::with_file("state.conf", under, &[]);
     let of = format!("127.0.0.1 {}", master.port);
-    let replicas = [(); 2].map(|()| RedisServer::with_file("replica.conf", under, &["--replicaof", &of]));
+    let replicas = [(); 2].map(|()| RedisByFile::with_file("replica.conf", under, &["--replicaof", &of]));
     let taken = || set(&master).map_err(|error| error.to_string());
     eventually("a replica has come", Duration::from_secs(30), taken);
     for replica in &replicas {
@@ -114,8 +114,8 @@ fn three_sentinels_give_a_lost_master_a_successor_that_takes_writes() {
         );
     }
 
-    let sentinels = [(); 3].map(|()| RedisServer::sentinel(under, master.port));
-    let told = |sentinel: &RedisServer, name: &str| -> Result<String, String> {
+    let sentinels = [(); 3].map(|()| RedisByFile::sentinel(under, master.port));
+    let told = |sentinel: &RedisByFile, name: &str| -> Result<String, String> {
         let mut ask = redis::cmd("SENTINEL");
         ask.arg("MASTER").arg(NAME);
         let told: std::collections::HashMap<String, String> = ask

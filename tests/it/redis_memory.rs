@@ -14,16 +14,16 @@ use sluice::redis::keys::{COUNTER_TTL_SECONDS, Keys, RECENT_ACTIONS, TIMELINE_EV
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::harness::redis_server::RedisServer;
+use crate::harness::redis_by_file::RedisByFile;
 
 const TOKEN: &str = "phc_0123456789abcdef0123456789abcdef";
 /// How far a figure may be from its constant.
 const TOLERANCE: f64 = 0.1;
 const DAY: u64 = 86_400;
 
-fn server(folder: &TempDir) -> RedisServer {
+fn server(folder: &TempDir) -> RedisByFile {
     let settings = ["--min-replicas-to-write", "0", "--appendonly", "no", "--save", ""];
-    RedisServer::with_file("state.conf", folder.path(), &settings)
+    RedisByFile::with_file("state.conf", folder.path(), &settings)
 }
 
 /// Says what was measured, and wants it near to what `sluice plan` reckons with.
@@ -36,7 +36,7 @@ fn near(what: &str, measured: f64, known: f64) {
 }
 
 /// Bytes that `count` repetitions of `fill` take, each.
-fn weigh(server: &RedisServer, count: usize, fill: impl Fn(usize, &mut Pipeline)) -> f64 {
+fn weigh(server: &RedisByFile, count: usize, fill: impl Fn(usize, &mut Pipeline)) -> f64 {
     let mut connection: Connection = server.connect();
     redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
     let before = server.info("used_memory");

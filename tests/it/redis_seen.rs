@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::harness::Scene;
 use crate::harness::events::Load;
-use crate::harness::redis_server::RedisServer;
+use crate::harness::redis_by_file::RedisByFile;
 use crate::harness::wait::{eventually, seen};
 
 /// Looks whose cost is measured.
@@ -29,7 +29,7 @@ async fn kinds_of_keys_are_estimated_from_a_bounded_sample() {
     let metrics = telemetry::install_metrics().unwrap();
     let folder = TempDir::new().unwrap();
     let settings = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"];
-    let server = RedisServer::with_file("cache.conf", folder.path(), &settings);
+    let server = RedisByFile::with_file("cache.conf", folder.path(), &settings);
     let keys = Keys::new("p:");
     let mut connection = server.connect();
     let mut pipe = redis::pipe();

@@ -14,13 +14,13 @@ use super::wait::eventually;
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
 /// A server in a folder of its own below `under`. Dropped, it is killed.
-pub(crate) struct RedisServer {
+pub(crate) struct RedisByFile {
     child: Child,
     pub(crate) port: u16,
     log: PathBuf,
 }
 
-impl RedisServer {
+impl RedisByFile {
     /// Starts a server with one of the files of `deploy/redis` and further settings.
     pub(crate) fn with_file(file: &str, under: &Path, settings: &[&str]) -> Self {
         let port = free_port();
@@ -134,7 +134,7 @@ impl RedisServer {
     }
 }
 
-impl Drop for RedisServer {
+impl Drop for RedisByFile {
     fn drop(&mut self) {
         if self.child.kill().is_ok() {
             self.child.wait().unwrap();
