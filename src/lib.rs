@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] (what it is told), [`event`] (a record becomes an event), [`pipeline`] (the data path, a
 //! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`api`] (reading
-//! back), [`health`] and [`telemetry`] (what it tells); [`faults`] is for tests.
+//! back), [`health`] and [`telemetry`] (what it tells), [`plan`] (what it takes); [`faults`] is for tests.
 
 pub mod api;
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod generate;
 pub mod health;
 pub mod kafka;
 pub mod pipeline;
+pub mod plan;
 pub mod redis;
 pub mod telemetry;
 pub mod verify;

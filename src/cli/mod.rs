@@ -18,6 +18,7 @@ use crate::telemetry::{self, LogFormat};
 pub mod check;
 pub mod generate;
 pub mod migrate;
+pub mod plan;
 mod progress;
 pub mod run;
 pub mod verify;
@@ -66,6 +67,8 @@ enum Command {
     Run(run::Args),
     /// Create the database and the tables where they are missing.
     Migrate,
+    /// Estimate what a load takes of Redis, Kafka, the workers and ClickHouse.
+    Plan(plan::Args),
     /// Settle every record's outcome from the destinations themselves; exit code 1 if one is missing or twice.
     Verify(verify::Args),
 }
@@ -135,6 +138,7 @@ impl Invocation {
             Command::Generate(args) => generate::run(config, args).await,
             Command::Run(args) => run::run(config, args).await,
             Command::Migrate => migrate::run(config).await,
+            Command::Plan(args) => plan::run(config, args).await,
             Command::Verify(args) => verify::run(config, args).await,
         };
         result.unwrap_or_else(|error| fail(&error))

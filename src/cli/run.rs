@@ -11,18 +11,20 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::CliError;
 use crate::api::{self, Api};
 use crate::clickhouse;
-use crate::config::{Config, WhenOver};
+use crate::config::{Config, RedisMode, WhenOver};
 use crate::health::{self, Health, Prober, probes};
 use crate::kafka::consumer;
 use crate::kafka::producer::Rejects;
 use crate::pipeline::Worker;
+use crate::redis::sample::Sampler;
 use crate::redis::{Redis, Settings};
-use crate::telemetry::{self, Service};
+use crate::telemetry::{self, RedisServer, Service};
 
 /// How long leaving the group may take once everything is drained.
 const LEAVING: Duration = Duration::from_secs(4);
@@ -99,6 +101,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
         ended.clone().cancelled_owned(),
     ));
     let probing = tokio::spawn(probing.run());
+    let sampling = sampling(&config)?;
     let signals = tokio::spawn(cancel_on_signal(terminate, interrupt, shutdown.clone()));
     let serving = async {
         match api {
@@ -124,6 +127,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
     let (served, worked) = tokio::join!(serving, working);
     signals.abort();
     probing.abort();
+    drop(sampling);
     ended.cancel();
     admin
         .await
@@ -208,6 +212,35 @@ fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> an
         }),
         None => prober,
     })
+}
+
+/// Looks at each Redis now and then, until it is dropped.
+fn sampling(config: &Config) -> anyhow::Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    let redis = &config.redis;
+    if redis.sample_seconds == 0 {
+        return Ok(tasks);
+    }
+    let mut servers = vec![(Settings::state(redis), RedisServer::State)];
+    if redis.cache_url.is_some() {
+        servers.push((Settings::cache(redis), RedisServer::Cache));
+    }
+    for (settings, server) in servers {
+        let settings = settings.context("redis.url or redis.cache_url cannot be used")?;
+        if settings.mode() == RedisMode::Cluster {
+            // Each node has keys and a memory of its own.
+            tracing::info!(
+                server = server.name(),
+                "the nodes of a Cluster are not looked at: ask them yourself"
+            );
+            continue;
+        }
+        let connection = Redis::open(&settings, 1)
+            .with_context(|| format!("the Redis of the {} cannot be looked at", server.name()))?;
+        let sampler = Sampler::new(connection, server, &redis.key_prefix);
+        tasks.spawn(sampler.run(Duration::from_secs(u64::from(redis.sample_seconds))));
+    }
+    Ok(tasks)
 }
 
 async fn cancel_on_signal(mut terminate: Signal, mut interrupt: Signal, shutdown: CancellationToken) {

@@ -40,6 +40,7 @@ impl Default for Redis {
             tls_key_file: None,
             key_prefix: String::new(),
             max_connections: 10,
+            sample_seconds: 15,
         }
     }
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 pub use self::redis::{Redis, RedisMode};
 pub use error::ConfigError;
 pub use secret::{HIDDEN, Secret, SecretUrl, SecretUrls};
+pub(crate) use validate::LONGEST_PACKED;
 
 mod api_keys;
 mod defaults;
@@ -160,7 +161,7 @@ pub struct Dedup {
 pub enum Layout {
     /// Many events a key: about 30 bytes an event. The window is 45 days at the most.
     Packed,
-    /// One key an event: about 165 bytes an event.
+    /// One key an event: about 200 bytes an event.
     Keys,
 }
 

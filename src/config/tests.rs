@@ -239,6 +239,7 @@ fn values_out_of_range_or_of_the_wrong_type_are_refused_by_key_and_value() {
         ("redis.tls_cert_file", "\"/nowhere/c.pem\"", "cannot be read"),
         ("redis.tls_key_file", "\"/nowhere/c.key\"", "cannot be read"),
         ("redis.url", "\"redis://a:1,b:2\"", "want a mode"),
+        ("redis.sample_seconds", "3601", "0 to 3600"),
         ("redis.url", "\"http://a:1\"", "redis://host:port"),
         ("redis.url", "\"redis://a:1/x\"", "number of a database"),
         ("worker.drain_seconds", "26", "1 to 25"),

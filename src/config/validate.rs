@@ -13,7 +13,7 @@ use super::{
 
 const DAY: u64 = 86_400;
 /// Claims of the layout `packed` tell seconds modulo 2^24, and live for up to two windows.
-const LONGEST_PACKED: u64 = 45 * DAY;
+pub(crate) const LONGEST_PACKED: u64 = 45 * DAY;
 const MIB: u64 = 1 << 20;
 
 /// The configuration, or everything that is wrong with it.

@@ -14,7 +14,7 @@ use crate::event::{Decoded, Event};
 use crate::faults;
 use crate::redis::COMMANDS_AT_ONCE;
 use crate::redis::keys::{
-    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_FIELDS,
+    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_ADDED, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_FIELDS,
     USER_NAME_BYTES, USER_TTL_SECONDS, USER_VALUE_BYTES,
 };
 use crate::telemetry::{Service, metrics};
@@ -150,14 +150,16 @@ impl Partition {
             entries.sort_unstable();
             entries.drain(..entries.len() - TIMELINE_EVENTS);
         }
-        pipe.cmd("ZADD").arg(&key);
-        for (time, member) in &entries {
-            pipe.arg(time).arg(member);
+        for some in entries.chunks(TIMELINE_ADDED) {
+            pipe.cmd("ZADD").arg(&key);
+            for (time, member) in some {
+                pipe.arg(time).arg(member);
+            }
+            pipe.cmd("ZREMRANGEBYRANK")
+                .arg(&key)
+                .arg(0)
+                .arg(-1 - TIMELINE_EVENTS as i64);
         }
-        pipe.cmd("ZREMRANGEBYRANK")
-            .arg(&key)
-            .arg(0)
-            .arg(-1 - TIMELINE_EVENTS as i64);
         pipe.cmd("EXPIRE").arg(&key).arg(USER_TTL_SECONDS);
     }
 }

@@ -18,6 +18,9 @@ pub const USER_NAME_BYTES: usize = 256;
 pub const USER_VALUE_BYTES: usize = 4096;
 /// A timeline keeps this many events, the newest. Below Redis's `zset-max-listpack-entries` (128).
 pub const TIMELINE_EVENTS: usize = 100;
+/// A timeline is added to by so many events at a time, and trimmed in between: one that is above the limit of Redis for
+/// a moment becomes a skip list of about twice the memory, for good.
+pub const TIMELINE_ADDED: usize = 128 - TIMELINE_EVENTS;
 /// A timeline's members are cut at this many bytes, Redis's `zset-max-listpack-value`.
 pub const TIMELINE_MEMBER_BYTES: usize = 64;
 /// The recent actions of a token, the newest.

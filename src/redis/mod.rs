@@ -6,9 +6,12 @@
 //! node's, a script is unknown) is sent on, a bounded number of times.
 
 mod cluster;
+pub mod info;
 pub mod keys;
+pub mod kinds;
 pub mod needs;
 mod node;
+pub mod sample;
 mod sentinel;
 mod settings;
 mod slots;

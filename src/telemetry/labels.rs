@@ -112,6 +112,50 @@ label! {
     }
 }
 
+label! {
+    /// Which Redis.
+    RedisServer = "server" {
+        /// Claims, limits, timelines, sessions; where there is one server for all, that.
+        State = "state",
+        /// What can be made again.
+        Cache = "cache",
+    }
+}
+
+label! {
+    /// What a key of Redis is for.
+    RedisKind = "kind" {
+        /// Whose an event is.
+        Claims = "claims",
+        /// Permits of the window.
+        Rate = "rate",
+        /// What was decided, and not to be decided again.
+        Decided = "decided",
+        /// How far counters and recent actions went.
+        Applied = "applied",
+        /// Events and calls of a token.
+        Counters = "counters",
+        /// A token's newest events.
+        RecentActions = "recent_actions",
+        /// A user's newest events.
+        Timelines = "timelines",
+        /// A user's properties.
+        Users = "users",
+        /// Profiles put together.
+        CachedUsers = "cached_users",
+        /// Answers of queries.
+        QueryResults = "query_results",
+        /// Who may read.
+        Sessions = "sessions",
+        /// The register of sources, the layout, tokens' limits.
+        Config = "config",
+        /// Work to be done later.
+        Tasks = "tasks",
+        /// Not of this deployment.
+        Other = "other",
+    }
+}
+
 /// The values of a label, known beforehand.
 pub(super) trait Label: Copy + 'static {
     const KEY: &'static str;

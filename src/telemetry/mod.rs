@@ -15,13 +15,15 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::util::TryInitError;
 
-pub use labels::{BlockKind, CacheLookup, Outcome, Rebalance, Service, Stage};
+pub use labels::{BlockKind, CacheLookup, Outcome, Rebalance, RedisKind, RedisServer, Service, Stage};
 pub use logs::{LogFormat, init_logs, log_filter};
+pub use redis::{RedisSeries, redis_series};
 
 use labels::Label;
 
 mod labels;
 mod logs;
+mod redis;
 
 const EVENTS: &str = "sluice_events_total";
 const DEAD_LETTERS: &str = "sluice_dead_letters_total";
@@ -423,10 +425,10 @@ pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
 }
 
 fn describe() {
-    for (name, unit, help) in COUNTERS {
+    for (name, unit, help) in COUNTERS.into_iter().chain(redis::COUNTERS) {
         metrics::describe_counter!(name, unit, help);
     }
-    for (name, unit, help) in GAUGES {
+    for (name, unit, help) in GAUGES.into_iter().chain(redis::GAUGES) {
         metrics::describe_gauge!(name, unit, help);
     }
     for (name, unit, help) in HISTOGRAMS {
@@ -460,6 +462,7 @@ mod tests {
             consumer_lag(7).set(5);
             http_request("/v1/query", 200, Duration::from_millis(3));
             cache_lookup("query", CacheLookup::Hit);
+            redis_series(RedisServer::Cache).set_rdb_enabled(true);
         });
         recorder.handle().render()
     }
@@ -477,10 +480,36 @@ mod tests {
         assert_eq!(helped, typed);
         assert_eq!(
             typed.len(),
-            COUNTERS.len() + GAUGES.len() + HISTOGRAMS.len(),
+            COUNTERS.len() + GAUGES.len() + HISTOGRAMS.len() + redis::COUNTERS.len() + redis::GAUGES.len(),
             "{typed:?}"
         );
         assert!(typed.iter().all(|name| name.starts_with("sluice_")));
+    }
+
+    #[test]
+    fn alerts_and_their_tests_name_metrics_that_are_there() {
+        let known: BTreeSet<&str> = COUNTERS
+            .iter()
+            .chain(&redis::COUNTERS)
+            .chain(&GAUGES)
+            .chain(&redis::GAUGES)
+            .chain(&HISTOGRAMS)
+            .map(|(name, _, _)| *name)
+            .collect();
+        let rules = include_str!("../../deploy/prometheus/sluice-redis.rules.yml");
+        let tests = include_str!("../../deploy/prometheus/sluice-redis.test.yml");
+        for text in [rules, tests] {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let named: BTreeSet<&str> = words.filter(|word| word.starts_with("sluice_")).collect();
+            assert!(named.len() > 5, "{named:?}");
+            for name in named {
+                let base = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| name.strip_suffix(end))
+                    .unwrap_or(name);
+                assert!(known.contains(name) || known.contains(base), "{name}");
+            }
+        }
     }
 
     #[test]

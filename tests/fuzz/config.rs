@@ -37,6 +37,7 @@ tls_cert_file = ""
 tls_key_file = ""
 key_prefix = "p:"
 max_connections = 10
+sample_seconds = 15
 
 [clickhouse]
 url = "http://user:hunter2@127.0.0.1:8123"

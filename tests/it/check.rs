@@ -3,6 +3,7 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use crate::harness::redis_by_file::RedisByFile;
 use crate::harness::{Scene, bare_command, free_port};
 
 const SECRETS: [&str; 4] = ["redis-s3cret", "clickhouse-s3cret", "sasl-s3cret", "cache-s3cret"];
@@ -159,4 +160,47 @@ fn a_worker_refuses_a_table_that_enforces_another_deadline_and_one_that_is_not_t
         .clickhouse
         .run(&format!("DROP TABLE {}.events SYNC", scene.database));
     run(&scene, "sluice migrate");
+}
+
+#[test]
+fn check_warns_of_a_redis_that_may_forget_and_fails_where_it_refuses_or_has_forgotten() {
+    let scene = Scene::new("check_redis", 1);
+    let folder = tempfile::tempdir().unwrap();
+    let check = |server: &RedisByFile| {
+        let output = scene
+            .command()
+            .arg("check")
+            .env("SLUICE_REDIS__URL", server.url())
+            .output()
+            .unwrap();
+        (output.status.code(), told(&output))
+    };
+    let alone = RedisByFile::with_file("state.conf", folder.path(), &["--min-replicas-to-write", "0"]);
+    let (code, text) = check(&alone);
+    assert_eq!(code, Some(0), "{text}");
+    let of_redis: Vec<&str> = text.lines().filter(|line| line.starts_with(" redis")).collect();
+    assert!(of_redis.iter().any(|line| line.contains("everysec")), "{text}");
+    assert!(!of_redis.iter().any(|line| line.contains("warning")), "{text}");
+
+    let waiting = RedisByFile::with_file("state.conf", folder.path(), &[]);
+    let (code, text) = check(&waiting);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("min-replicas-to-write is 1"), "{text}");
+
+    // The cache's file, used for the state.
+    let cache = RedisByFile::with_file("cache.conf", folder.path(), &["--maxmemory", "8mb"]);
+    let (code, text) = check(&cache);
+    assert_eq!(code, Some(0), "{text}");
+    for part in ["allkeys-lru", "caches are on this server", "forgets every claim"] {
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(part), "{part}: {text}");
+    }
+    let mut pipe = redis::pipe();
+    for n in 0..20_000 {
+        pipe.set(n, "x".repeat(500)).ignore();
+    }
+    pipe.exec(&mut cache.connect()).unwrap();
+    let (code, text) = check(&cache);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("keys were evicted"), "{text}");
 }

@@ -399,12 +399,12 @@ fn timelines_and_recent_actions_keep_the_newest_hundred() {
         timeline.iter().all(|(member, _)| member.len() == 64),
         "cut so that Redis keeps it small"
     );
-    let encoding: String = redis::cmd("OBJECT")
-        .arg("ENCODING")
-        .arg(scene.key("timeline:user:{t:d}"))
-        .query(&mut redis)
-        .unwrap();
-    assert_eq!(encoding, "listpack");
+    let encoding = || -> String {
+        let mut ask = redis::cmd("OBJECT");
+        ask.arg("ENCODING").arg(scene.key("timeline:user:{t:d}"));
+        ask.query(&mut scene.redis()).unwrap()
+    };
+    assert_eq!(encoding(), "listpack");
     let actions: Vec<String> = redis.lrange(scene.key("recent_actions:{t}"), 0, -1).unwrap();
     let names: Vec<String> = actions
         .iter()
@@ -418,6 +418,22 @@ fn timelines_and_recent_actions_keep_the_newest_hundred() {
         .collect();
     let latest: Vec<String> = (160..260).rev().map(|n: i32| n.to_string()).collect();
     assert_eq!(names, latest);
+
+    // A block that comes on top of a full timeline does not make it too large for a listpack, even for a moment.
+    let more = (260..360).map(|n: i64| {
+        let time = jiff::Timestamp::from_millisecond(1_709_251_200_000 + n * 1000).unwrap();
+        Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"more","distinct_id":"d","timestamp":"{time}"}}"#),
+        )
+    });
+    scene.produce(more.collect());
+    scene.settled();
+    let first: Vec<(String, f64)> = redis
+        .zrange_withscores(scene.key("timeline:user:{t:d}"), 0, 0)
+        .unwrap();
+    assert_eq!(first[0].1 as i64, 1_709_251_200_000 + 260 * 1000);
+    assert_eq!(encoding(), "listpack");
     assert_eq!(worker.terminate().code(), Some(0));
 }
 

@@ -16,6 +16,7 @@ use crate::config::Config;
 mod clickhouse;
 mod kafka;
 mod redis;
+mod redis_state;
 
 /// For one question to a service.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,8 +2,9 @@
 
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
-use super::{Finding, clock_difference, clock_finding, now_micros};
+use super::{Finding, clock_difference, clock_finding, now_micros, redis_state};
 use crate::config::{Config, RedisMode};
+use crate::redis::info::text as field;
 use crate::redis::{Redis, Settings, Topology, keys::Keys, needs};
 
 /// Oldest major version whose scripts and commands are the ones in use.
@@ -13,12 +14,11 @@ const OLDEST: u32 = 7;
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let found = find(Settings::state(&config.redis), config).await;
     findings(found, |server| {
+        let shared = config.redis.cache_url.is_none();
         let mut findings = about(server.info.as_deref(), |info| {
-            vec![
-                version(info),
-                eviction(info),
-                persistence(info, server.save.as_deref()),
-            ]
+            let mut findings = vec![version(info)];
+            findings.extend(redis_state::judge(info, &server.settings, shared));
+            findings
         });
         findings.push(clock_finding(
             server.clock_difference,
@@ -50,8 +50,8 @@ struct Server {
     address: String,
     /// `INFO`, where the user may ask.
     info: Option<String>,
-    /// `CONFIG GET save`, where the user may ask.
-    save: Option<String>,
+    /// Where the user may ask.
+    settings: redis_state::Settings,
     clock_difference: f64,
 }
 
@@ -60,7 +60,8 @@ async fn find(settings: RedisResult<Settings>, config: &Config) -> RedisResult<F
     let redis = Redis::open(&settings, 1)?;
     let topology = redis.topology().await?;
     let mut pipe = Pipeline::new();
-    pipe.cmd("TIME").cmd("INFO").cmd("CONFIG").arg("GET").arg("save");
+    pipe.cmd("TIME").cmd("INFO");
+    pipe.cmd("CONFIG").arg("GET").arg(&redis_state::ASKED);
     let before = now_micros();
     let answers = redis.each(&pipe).await?;
     let after = now_micros();
@@ -82,13 +83,13 @@ fn server(address: String, answers: Vec<Value>, (before, after): (i64, i64)) -> 
     let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
     let (seconds, micros): (i64, i64) = FromRedisValue::from_redis_value(next()?)?;
     let info = next().ok().and_then(|info| String::from_redis_value(info).ok());
-    let save = next()
+    let settings = next()
         .ok()
-        .and_then(|save| <(String, String)>::from_redis_value(save).ok());
+        .and_then(|settings| FromRedisValue::from_redis_value(settings).ok());
     Ok(Server {
         address,
         info,
-        save: save.map(|(_, save)| save),
+        settings: settings.unwrap_or_default(),
         clock_difference: clock_difference(before, seconds * 1_000_000 + micros, after),
     })
 }
@@ -171,13 +172,6 @@ fn about(info: Option<&str>, of: impl Fn(&str) -> Vec<Finding>) -> Vec<Finding> 
     }
 }
 
-fn field<'a>(info: &'a str, name: &str) -> &'a str {
-    info.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .map(str::trim)
-        .unwrap_or_default()
-}
-
 fn version(info: &str) -> Finding {
     let version = field(info, "redis_version");
     let major: u32 = version
@@ -193,83 +187,17 @@ fn version(info: &str) -> Finding {
     }
 }
 
-fn eviction(info: &str) -> Finding {
-    let (policy, limit) = (field(info, "maxmemory_policy"), field(info, "maxmemory"));
-    let used = field(info, "used_memory_human");
-    let detail = format!("maxmemory {limit} bytes, policy {policy}, {used} used");
-    if policy == "noeviction" || limit == "0" {
-        Finding::good("memory", detail)
-    } else {
-        Finding::warning(
-            "memory",
-            detail,
-            "set maxmemory-policy noeviction: an evicted claim lets a duplicate through; \
-             caches go to a server of their own (redis.cache_url)",
-        )
-    }
-}
-
-fn persistence(info: &str, save: Option<&str>) -> Finding {
-    let appends = field(info, "aof_enabled") == "1";
-    match (appends, save) {
-        (true, _) => Finding::good("persistence", "append-only file"),
-        (false, Some("")) => Finding::warning(
-            "persistence",
-            "none: a restart forgets every claim and limit",
-            "set appendonly yes: what Redis forgets may be written twice",
-        ),
-        (false, Some(save)) => Finding::warning(
-            "persistence",
-            format!("snapshots alone (save {save}): a crash forgets what came after the last one"),
-            "set appendonly yes",
-        ),
-        (false, None) => Finding::warning(
-            "persistence",
-            "no append-only file; whether there are snapshots may not be asked",
-            "set appendonly yes",
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Verdict;
     use super::*;
 
-    const INFO: &str = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n\
-                        maxmemory:1048576\r\nmaxmemory_policy:allkeys-lru\r\naof_enabled:1\r\n";
+    const INFO: &str = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n";
 
     #[test]
     fn an_old_version_is_a_problem() {
         assert_eq!(version(INFO).verdict, Verdict::Good);
         assert_eq!(version("redis_version:6.2.14\r\n").verdict, Verdict::Problem);
         assert_eq!(version("").verdict, Verdict::Problem);
-    }
-
-    #[test]
-    fn eviction_of_claims_is_warned_of_where_it_can_happen() {
-        assert_eq!(eviction(INFO).verdict, Verdict::Warning);
-        assert_eq!(
-            eviction(&INFO.replace("allkeys-lru", "noeviction")).verdict,
-            Verdict::Good
-        );
-        assert_eq!(eviction(&INFO.replace("1048576", "0")).verdict, Verdict::Good);
-    }
-
-    #[test]
-    fn a_server_that_forgets_is_warned_of() {
-        assert_eq!(persistence(INFO, Some("")).verdict, Verdict::Good);
-        let without = INFO.replace("aof_enabled:1", "aof_enabled:0");
-        assert!(
-            persistence(&without, Some(""))
-                .detail
-                .contains("forgets every claim")
-        );
-        assert!(
-            persistence(&without, Some("3600 1"))
-                .detail
-                .contains("save 3600 1")
-        );
-        assert_eq!(persistence(&without, None).verdict, Verdict::Warning);
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod monitor;
 pub(crate) mod proxy;
 pub(crate) mod raw_kafka;
+pub(crate) mod redis_by_file;
 pub(crate) mod redis_server;
 pub(crate) mod redises;
 pub(crate) mod stack;
