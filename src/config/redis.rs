@@ -118,9 +118,9 @@ impl Redis {
 pub(super) fn read(layers: &mut Layers) -> Redis {
     let default = Redis::default();
     let choices = RedisMode::ALL.map(|mode| (mode.name(), mode));
-    let mode = layers.choice("redis.mode", default.mode, &choices, &[]);
+    let mode = layers.choice("redis.mode", default.mode, &choices);
     let optional = choices.map(|(name, mode)| (name, Some(mode)));
-    let cache_mode = layers.choice("redis.cache_mode", None, &optional, &[]);
+    let cache_mode = layers.choice("redis.cache_mode", None, &optional);
     let url = urls(layers, "redis.url", mode).map_or(Ok(default.url.clone()), |url| url);
     let cache_url = urls(
         layers,
