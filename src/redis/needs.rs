@@ -6,7 +6,7 @@ use super::{Redis, Script};
 
 /// The commands of the stages and the read API, by themselves or in scripts. Beside them: EVALSHA and SCRIPT LOAD, which
 /// trying these needs, too, and for a connection what Redis asks for.
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 24] = [
     "del",
     "expire",
     "get",
@@ -26,6 +26,7 @@ const COMMANDS: [&str; 23] = [
     "pexpire",
     "set",
     "setrange",
+    "sismember",
     "time",
     "zadd",
     "zremrangebyrank",

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use redis::{Commands as _, Connection, Script};
+use redis::{Commands as _, Script};
 
 use crate::harness::Scene;
+use crate::harness::any_redis::AnyConnection;
 
 /// As many buckets as the worker has in a window.
 const BUCKETS: i64 = 100;
@@ -67,7 +68,7 @@ struct Partition {
 
 /// A token with its keys, and the reference.
 struct Token<'a> {
-    redis: &'a mut Connection,
+    redis: &'a mut AnyConnection,
     script: &'a Script,
     keys: [String; 3],
     now: i64,
@@ -279,7 +280,7 @@ impl Token<'_> {
 }
 
 /// One history; answers how many calls it made and how many permits were given.
-fn history(redis: &mut Connection, script: &Script, prefix: &str, seed: u64) -> (usize, usize) {
+fn history(redis: &mut AnyConnection, script: &Script, prefix: &str, seed: u64) -> (usize, usize) {
     let random = &mut StdRng::seed_from_u64(seed);
     let keys = ["rate", "decided", "clock"].map(|kind| format!("{prefix}{kind}:{{{seed}}}"));
     let mut token = Token {
