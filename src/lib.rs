@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] (what it is told), [`event`] (a record becomes an event), [`pipeline`] (the data path, a
 //! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`api`] (reading
-//! back), [`health`] and [`telemetry`] (what it tells); [`faults`] is for tests.
+//! back), [`tasks`] (what nobody waits for), [`health`] and [`telemetry`] (what it tells); [`faults`] is for tests.
 
 pub mod api;
 pub mod cli;
@@ -13,7 +13,9 @@ pub mod faults;
 pub mod generate;
 pub mod health;
 pub mod kafka;
+mod person;
 pub mod pipeline;
 pub mod redis;
+pub mod tasks;
 pub mod telemetry;
 pub mod verify;

@@ -22,6 +22,7 @@ use crate::kafka::consumer;
 use crate::kafka::producer::Rejects;
 use crate::pipeline::Worker;
 use crate::redis::Redis;
+use crate::tasks;
 use crate::telemetry::{self, Service};
 
 /// How long leaving the group may take once everything is drained.
@@ -34,6 +35,8 @@ pub enum Role {
     Worker,
     /// Answers queries over HTTP.
     Api,
+    /// Runs background tasks.
+    Tasks,
 }
 
 /// Arguments of `sluice run`.
@@ -111,9 +114,17 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
             None => Ok(()),
         }
     };
+    let tasking = async {
+        if !args.has(Role::Tasks) {
+            return Ok(());
+        }
+        let served = tasks::serve(config.clone(), shutdown.clone()).await;
+        shutdown.cancel();
+        served.context("tasks cannot be run")
+    };
     let working = async {
         if let Some(rejects) = rejects {
-            let worked = work(config, &health, rejects, &shutdown).await;
+            let worked = work(config.clone(), &health, rejects, &shutdown).await;
             shutdown.cancel();
             worked
         } else {
@@ -121,7 +132,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
             Ok(())
         }
     };
-    let (served, worked) = tokio::join!(serving, working);
+    let (served, worked, tasked) = tokio::join!(serving, working, tasking);
     signals.abort();
     probing.abort();
     ended.cancel();
@@ -131,6 +142,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
         .context("metrics and health cannot be served")?;
     worked?;
     served?;
+    tasked?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

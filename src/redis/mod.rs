@@ -79,6 +79,12 @@ impl Redis {
         Self::open_with(url, connections, RESPONSE_TIMEOUT)
     }
 
+    /// One connection of its own for commands that let the server wait for up to `block` before it answers. Nothing else
+    /// may be sent on it: it would wait, too.
+    pub fn blocking(url: &str, block: Duration) -> RedisResult<Self> {
+        Self::open_with(url, 1, block + RESPONSE_TIMEOUT)
+    }
+
     fn open_with(url: &str, connections: usize, response_timeout: Duration) -> RedisResult<Self> {
         let client = Client::open(url)?;
         let connections = (0..connections.max(1))

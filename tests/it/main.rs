@@ -37,6 +37,8 @@ mod offsets;
 mod operators;
 mod outages;
 mod permits;
+mod tasks;
+mod tasks_rebuild;
 mod verify;
 mod verify_edges;
 mod verify_events;
