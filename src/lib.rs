@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`config`] (what it is told), [`event`] (a record becomes an event), [`pipeline`] (the data path, a
 //! stage a file), [`kafka`], [`redis`] and [`clickhouse`] (the ways to the three services), [`api`] (reading
-//! back), [`health`] and [`telemetry`] (what it tells), [`plan`] (what it takes); [`faults`] is for tests.
+//! back), [`tasks`] (what nobody waits for), [`health`] and [`telemetry`] (what it tells), [`plan`] (what it takes);
+//! [`faults`] is for tests.
 
 pub mod api;
 pub mod cli;
@@ -13,8 +14,10 @@ pub mod faults;
 pub mod generate;
 pub mod health;
 pub mod kafka;
+mod person;
 pub mod pipeline;
 pub mod plan;
 pub mod redis;
+pub mod tasks;
 pub mod telemetry;
 pub mod verify;

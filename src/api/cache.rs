@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use ::redis::Cmd;
+use ::redis::FromRedisValue as _;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -63,11 +63,15 @@ impl Cache {
         }
     }
 
-    /// The answer under `key`.
-    pub(super) async fn get(&self, key: &str) -> Option<Bytes> {
-        let mut get = ::redis::cmd("GET");
-        get.arg(key);
-        self.bytes(&get).await
+    /// The answer under `key`, and for how many seconds it is still kept.
+    pub(super) async fn get(&self, key: &str) -> Option<(Bytes, i64)> {
+        let mut pipe = ::redis::pipe();
+        pipe.cmd("GET").arg(key);
+        pipe.cmd("TTL").arg(key);
+        let mut answers = within(PATIENCE, self.redis.pipeline(&pipe)).await?.into_iter();
+        let body = Option::<Vec<u8>>::from_redis_value(answers.next()?).ok()??;
+        let left = i64::from_redis_value(answers.next()?).ok()?;
+        Some((body.into(), left))
     }
 
     /// Keeps an answer for `seconds`.
@@ -104,13 +108,6 @@ impl Cache {
         let mut pipe = ::redis::pipe();
         pipe.add_command(call);
         within(PATIENCE, self.redis.scripted(&[&self.fill], &pipe)).await;
-    }
-
-    async fn bytes(&self, cmd: &Cmd) -> Option<Bytes> {
-        within(PATIENCE, self.redis.command::<Option<Vec<u8>>>(cmd))
-            .await
-            .flatten()
-            .map(Bytes::from)
     }
 }
 

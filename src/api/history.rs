@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use super::events::Events;
 use super::problem::Problem;
-use super::profile::{Properties, Seen, apply};
+use super::profile::Seen;
+use crate::person::{Properties, apply};
 
 /// What a user's events say, in the order of their times.
 #[derive(Debug)]

@@ -5,13 +5,13 @@
 use jiff::civil::date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The first Monday, ms since 1970.
 const MONDAY: i64 = 4 * 86_400_000;
 
 /// The length of an interval. All are in UTC; a week begins on Monday.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Interval {
     Minute,

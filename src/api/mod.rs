@@ -5,9 +5,10 @@
 //! It writes nothing to `ClickHouse` and touches no claim, limit or watermark in Redis.
 //!
 //! Read in this order: `edge` (what every request passes), `auth` (who asks) with `sessions` and `clients`, then the
-//! resources: `users` (with `profile`, `history`), `timeline`, `query` (with `trend`, `interval`); below them `cache`,
-//! `flights`, `store` and `events`.
+//! resources: `users` (with `profile`, `history`), `timeline`, `query` (with `trend`, `interval`, `ahead`); below them
+//! `cache`, `flights`, `store` and `events`.
 
+pub(crate) mod ahead;
 mod auth;
 mod cache;
 mod clients;
@@ -38,6 +39,7 @@ pub use server::serve;
 use crate::config::Config;
 use crate::redis::keys::Keys;
 use crate::redis::{Redis, Settings};
+use crate::tasks::queue::Queue;
 
 /// The longest request body, in bytes. Every query of the contract fits many times over.
 const MAX_BODY: usize = 64 << 10;
@@ -59,6 +61,7 @@ struct Shared {
     cache: cache::Cache,
     events: events::Events,
     flights: flights::Flights,
+    tasks: Queue,
 }
 
 impl Api {
@@ -68,6 +71,7 @@ impl Api {
         let redis = Redis::open(&Settings::state(&config.redis)?, connections)?;
         let cache = Redis::open(&Settings::cache(&config.redis)?, connections)?;
         let names = Keys::new(&config.redis.key_prefix);
+        let tasks = Queue::new(redis.clone(), config);
         let redis = store::Store::new(redis);
         Ok(Self(Arc::new(Shared {
             credentials: auth::Credentials::new(&config.api.keys),
@@ -77,6 +81,7 @@ impl Api {
             cache: cache::Cache::new(cache),
             events: events::Events::new(&config.clickhouse),
             flights: flights::Flights::default(),
+            tasks,
             redis,
             names,
         })))

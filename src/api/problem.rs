@@ -136,6 +136,11 @@ impl Problem {
     }
 
     /// Whether it was a service that failed, and a later attempt may succeed.
+    /// What to do about it.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     pub(super) fn is_unavailable(&self) -> bool {
         matches!(self.kind, Kind::Unavailable(_))
     }

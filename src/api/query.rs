@@ -12,13 +12,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Api;
 use super::auth::Caller;
 use super::cache::{jittered_ttl, respond};
 use super::edge::Body;
 use super::interval::Interval;
 use super::problem::Problem;
 use super::trend;
+use super::{Api, ahead};
 use crate::telemetry::CacheLookup;
 
 /// The answer's form; raised when it changes, so that no new program serves an old form from the cache.
@@ -62,7 +62,8 @@ enum Names {
 }
 
 /// A trend in its normal form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Trend {
     /// Sorted, each once; none means every event.
     pub(super) events: Option<Vec<String>>,
@@ -84,21 +85,39 @@ pub(super) async fn answer(
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let trend = parse(&body)?;
-    let key = api.0.names.query_result(&hash(&caller.token, &trend));
+    let key = key(&api, &caller.token, &trend);
     let work = {
         let (api, key) = (api.clone(), key.clone());
         async move {
-            if let Some(body) = api.0.cache.get(&key).await {
+            let found = api.0.cache.get(&key).await;
+            ahead::asked(&api, &caller.token, &trend, found.as_ref().map(|(_, left)| *left));
+            if let Some((body, _)) = found {
                 return Ok((CacheLookup::Hit, body));
             }
-            let body = Bytes::from(trend::run(&api.0.events, &caller.token, &trend).await?);
-            let ttl = ttl(trend.to, Timestamp::now().as_millisecond());
-            api.0.cache.put(&key, &body, ttl).await;
+            let body = make(&api, &caller.token, &trend).await?;
             Ok((CacheLookup::Miss, body))
         }
     };
     let (lookup, body) = api.0.flights.join(&key, work).await?;
     Ok(respond("query", lookup, body))
+}
+
+/// Makes an answer from the table, and keeps it.
+pub(super) async fn make(api: &Api, token: &str, trend: &Trend) -> Result<Bytes, Problem> {
+    let body = Bytes::from(trend::run(&api.0.events, token, trend).await?);
+    let ttl = ttl(trend.to, Timestamp::now().as_millisecond());
+    api.0.cache.put(&key(api, token, trend), &body, ttl).await;
+    Ok(body)
+}
+
+/// Under which an answer is kept.
+pub(super) fn key(api: &Api, token: &str, trend: &Trend) -> String {
+    api.0.names.query_result(&hash(token, trend))
+}
+
+/// Whether an answer is kept for seconds only.
+pub(super) fn is_moving(trend: &Trend) -> bool {
+    ttl(trend.to, Timestamp::now().as_millisecond()) == MOVING_TTL_SECONDS
 }
 
 /// How long an answer whose range ends at `to` is kept, in seconds.
@@ -168,8 +187,13 @@ fn parse(body: &[u8]) -> Result<Trend, Problem> {
         breakdown,
         limit,
     };
-    let (intervals, series) = (trend.buckets().count() as i64, limit as i64 + 1);
-    if intervals * series > MAX_POINTS {
+    bounded(trend)
+}
+
+/// The trend, unless its answer would be too large.
+pub(super) fn bounded(trend: Trend) -> Result<Trend, Problem> {
+    let (intervals, series) = (trend.buckets().count() as i64, trend.limit as i64 + 1);
+    if intervals.saturating_mul(series) > MAX_POINTS {
         return Err(Problem::bad_request(format!(
             "{intervals} intervals of up to {series} series are more than {MAX_POINTS} values: choose a longer \
              interval, a shorter range or a lower limit"

@@ -21,6 +21,7 @@ pub mod migrate;
 pub mod plan;
 mod progress;
 pub mod run;
+pub mod tasks;
 pub mod verify;
 
 const FAILED: u8 = 1;
@@ -63,12 +64,14 @@ enum Command {
     Check(check::Args),
     /// Send made-up records to the topic, for demonstrations, tests and benchmarks.
     Generate(generate::Args),
-    /// Process events (worker), answer queries (api), or both.
+    /// Process events (worker), answer queries (api), run background tasks (tasks), or all of it.
     Run(run::Args),
     /// Create the database and the tables where they are missing.
     Migrate,
     /// Estimate what a load takes of Redis, Kafka, the workers and ClickHouse.
     Plan(plan::Args),
+    /// List background tasks, add some, and retry or drop those that were given up.
+    Tasks(tasks::Args),
     /// Settle every record's outcome from the destinations themselves; exit code 1 if one is missing or twice.
     Verify(verify::Args),
 }
@@ -139,6 +142,7 @@ impl Invocation {
             Command::Run(args) => run::run(config, args).await,
             Command::Migrate => migrate::run(config).await,
             Command::Plan(args) => plan::run(config, args).await,
+            Command::Tasks(args) => tasks::run(config, args).await,
             Command::Verify(args) => verify::run(config, args).await,
         };
         result.unwrap_or_else(|error| fail(&error))

@@ -24,6 +24,7 @@ use crate::kafka::producer::Rejects;
 use crate::pipeline::Worker;
 use crate::redis::sample::Sampler;
 use crate::redis::{Redis, Settings};
+use crate::tasks;
 use crate::telemetry::{self, RedisServer, Service};
 
 /// How long leaving the group may take once everything is drained.
@@ -36,6 +37,8 @@ pub enum Role {
     Worker,
     /// Answers queries over HTTP.
     Api,
+    /// Runs background tasks.
+    Tasks,
 }
 
 /// Arguments of `sluice run`.
@@ -114,9 +117,17 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
             None => Ok(()),
         }
     };
+    let tasking = async {
+        if !args.has(Role::Tasks) {
+            return Ok(());
+        }
+        let served = tasks::serve(config.clone(), shutdown.clone()).await;
+        shutdown.cancel();
+        served.context("tasks cannot be run")
+    };
     let working = async {
         if let Some(rejects) = rejects {
-            let worked = work(config, &health, rejects, &shutdown).await;
+            let worked = work(config.clone(), &health, rejects, &shutdown).await;
             shutdown.cancel();
             worked
         } else {
@@ -124,7 +135,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
             Ok(())
         }
     };
-    let (served, worked) = tokio::join!(serving, working);
+    let (served, worked, tasked) = tokio::join!(serving, working, tasking);
     signals.abort();
     probing.abort();
     drop(sampling);
@@ -135,6 +146,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
         .context("metrics and health cannot be served")?;
     worked?;
     served?;
+    tasked?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

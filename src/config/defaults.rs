@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     Api, Batch, ClickHouse, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, Redis, RedisMode,
-    Secret, SecretUrl, SecretUrls, WhenOver, Worker,
+    Secret, SecretUrl, SecretUrls, Tasks, WhenOver, Worker,
 };
 
 impl Default for Kafka {
@@ -98,6 +98,18 @@ impl Default for Worker {
             max_in_flight_bytes: 256 << 20,
             max_events_per_second: 0,
             drain_seconds: 20,
+        }
+    }
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            at_once: 2,
+            lease_seconds: 30,
+            max_attempts: 5,
+            max_waiting: 10_000,
+            users_per_second: 2_000,
         }
     }
 }

@@ -47,6 +47,8 @@ pub struct Config {
     pub batch: Batch,
     /// What one worker may use, and how it ends.
     pub worker: Worker,
+    /// Background tasks.
+    pub tasks: Tasks,
     /// Where HTTP is served.
     pub http: Http,
     /// Who may read.
@@ -210,6 +212,25 @@ pub struct Worker {
     /// Seconds a worker may take to settle its blocks when told to end, 1 to 25. Default 20. What is not settled
     /// by then is recovered by the next owner of the partition.
     pub drain_seconds: u64,
+}
+
+/// `[tasks]`
+#[derive(Debug, Clone, Serialize)]
+pub struct Tasks {
+    /// Tasks that one process runs at once, 1 to 16. Default 2. Each has a connection to Redis of its own, besides
+    /// `redis.max_connections`.
+    pub at_once: u32,
+    /// Seconds after which the task of a process that died is given to another, 2 to 3,600. Default 30. The lease of a
+    /// living one is renewed three times in that time; a short one takes a task away from a process that was only slow,
+    /// which is harmless but for the time.
+    pub lease_seconds: u64,
+    /// Attempts at a task before it is parked with its error, 1 to 100. Default 5. A process that dies is one, too.
+    pub max_attempts: u32,
+    /// Tasks that may wait, 1 to 1,000,000. Default 10,000. More are refused; all of them are in Redis's memory.
+    pub max_waiting: u32,
+    /// Users a second that one rebuild makes anew, 1 to 1,000,000. Default 2,000. Each is a read from `ClickHouse` and a
+    /// script in Redis, beside the workers.
+    pub users_per_second: u32,
 }
 
 /// `[http]`

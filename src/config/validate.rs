@@ -7,8 +7,8 @@ use super::raw::Layers;
 use super::secret::Secret;
 use super::urls::clickhouse_url;
 use super::{
-    Api, Batch, ClickHouse, Config, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, WhenOver,
-    Worker, api_keys, kafka_options, redis,
+    Api, Batch, ClickHouse, Config, Dedup, DedupBy, Http, Kafka, Layout, OnRedisDown, RateLimit, Tasks,
+    WhenOver, Worker, api_keys, kafka_options, redis,
 };
 
 const DAY: u64 = 86_400;
@@ -26,6 +26,7 @@ pub(super) fn validate(mut layers: Layers) -> Result<Config, ConfigError> {
         dedup: dedup(&mut layers),
         batch: batch(&mut layers),
         worker: worker(&mut layers),
+        tasks: tasks(&mut layers),
         http: http(&mut layers),
         api: api(&mut layers),
     };
@@ -146,6 +147,17 @@ fn worker(layers: &mut Layers) -> Worker {
             0..=u32::MAX,
         ),
         drain_seconds: layers.number("worker.drain_seconds", default.drain_seconds, 1..=25),
+    }
+}
+
+fn tasks(layers: &mut Layers) -> Tasks {
+    let default = Tasks::default();
+    Tasks {
+        at_once: layers.number("tasks.at_once", default.at_once, 1..=16),
+        lease_seconds: layers.number("tasks.lease_seconds", default.lease_seconds, 2..=3_600),
+        max_attempts: layers.number("tasks.max_attempts", default.max_attempts, 1..=100),
+        max_waiting: layers.number("tasks.max_waiting", default.max_waiting, 1..=1_000_000),
+        users_per_second: layers.number("tasks.users_per_second", default.users_per_second, 1..=1_000_000),
     }
 }
 

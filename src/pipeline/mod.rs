@@ -18,7 +18,7 @@ mod recovery;
 mod reject;
 mod remember;
 mod retry;
-mod source;
+pub(crate) mod source;
 mod spare;
 mod worker;
 mod write;

@@ -4,7 +4,6 @@
 //! record in the same step; adding to a timeline is idempotent by itself.
 
 use ::redis::{FromRedisValue as _, Pipeline};
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::permit::distances;
@@ -12,15 +11,12 @@ use super::retry::until_done;
 use super::{Outcome, Partition, Prepared};
 use crate::event::{Decoded, Event};
 use crate::faults;
+use crate::person::{HIDDEN, Members, OFFSETS, fits, timeline_member};
 use crate::redis::COMMANDS_AT_ONCE;
 use crate::redis::keys::{
-    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_ADDED, TIMELINE_EVENTS, TIMELINE_MEMBER_BYTES, USER_FIELDS,
-    USER_NAME_BYTES, USER_TTL_SECONDS, USER_VALUE_BYTES,
+    COUNTER_TTL_SECONDS, RECENT_ACTIONS, TIMELINE_ADDED, TIMELINE_EVENTS, USER_FIELDS, USER_TTL_SECONDS,
 };
 use crate::telemetry::{Service, metrics};
-
-/// Fields of a user's hash that are ours start with this; properties of such a name are not kept.
-pub(crate) const HIDDEN: char = '\0';
 
 impl Partition {
     /// Brings Redis up to date with the block's written events.
@@ -118,7 +114,7 @@ impl Partition {
         if changes.is_empty() {
             return;
         }
-        let field = format!("{HIDDEN}offset:{}", worker.source.field(self.number));
+        let field = format!("{OFFSETS}{}", worker.source.field(self.number));
         let mut call = worker.scripts.remember_user.call(1);
         call.arg(worker.keys.user(user.token, user.distinct_id))
             .arg(&field)
@@ -143,7 +139,13 @@ impl Partition {
         let mut entries: Vec<(i64, String)> = user
             .events
             .iter()
-            .map(|event| (event.timestamp, member(user.decoded, event)))
+            .map(|event| {
+                let uuid = Uuid::from_u128(event.uuid);
+                (
+                    event.timestamp,
+                    timeline_member(uuid, user.decoded.str(event.event)),
+                )
+            })
             .collect();
         if entries.len() > TIMELINE_EVENTS {
             // The newest, in the order that Redis itself keeps: what is left does not depend on the cut of blocks.
@@ -211,17 +213,6 @@ impl<'a> Users<'a> {
     }
 }
 
-/// A timeline's member: the uuid, a colon, and as much of the event's name as keeps the set small in Redis.
-fn member(decoded: &Decoded, event: &Event) -> String {
-    let name = decoded.str(event.event);
-    let room = TIMELINE_MEMBER_BYTES - uuid::fmt::Hyphenated::LENGTH - 1;
-    format!(
-        "{}:{}",
-        Uuid::from_u128(event.uuid).hyphenated(),
-        &name[..name.floor_char_boundary(room)]
-    )
-}
-
 /// A recent action as JSON.
 fn action(decoded: &Decoded, event: &Event) -> String {
     serde_json::json!({
@@ -245,7 +236,7 @@ struct Change<'a> {
 impl Change<'_> {
     /// Whether a user's hash keeps it; what is long stays with its event alone.
     fn fits(&self) -> bool {
-        self.name.len() <= USER_NAME_BYTES && self.value.len() <= USER_VALUE_BYTES
+        fits(&self.name, self.value)
     }
 }
 
@@ -274,28 +265,5 @@ fn changes_of<'a>(decoded: &'a Decoded, event: &Event, out: &mut Vec<Change<'a>>
             name,
             value: "",
         }));
-    }
-}
-
-/// The members of a JSON object in their order, values as they came.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de> serde::Deserialize<'de> for Members<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
     }
 }

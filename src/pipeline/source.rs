@@ -121,22 +121,27 @@ impl Register {
                 return Ok(pack(source));
             }
         }
-        let mut command = ::redis::cmd("HGETALL");
-        command.arg(keys.sources());
-        let entries: HashMap<String, String> = redis.command(&command).await?;
+        let entries = registered(redis, keys).await?;
         let mut known = self.known();
-        known.sources.extend(
-            entries
-                .into_iter()
-                .filter_map(|(name, number)| Some((name, Source(number.parse().ok()?)))),
-        );
+        known.sources.extend(entries);
         known.read_at = Some(blocks);
         Ok(pack(known.sources.get(&name).copied()))
     }
 }
 
+/// Every source that was ever registered, by its name.
+pub(crate) async fn registered(redis: &Redis, keys: &Keys) -> RedisResult<HashMap<String, Source>> {
+    let mut command = ::redis::cmd("HGETALL");
+    command.arg(keys.sources());
+    let entries: HashMap<String, String> = redis.command(&command).await?;
+    Ok(entries
+        .into_iter()
+        .filter_map(|(name, number)| Some((name, Source(number.parse().ok()?))))
+        .collect())
+}
+
 /// How the register names a source. No topic has a colon in its name.
-fn name(topic: &str, incarnation: u32) -> String {
+pub(crate) fn name(topic: &str, incarnation: u32) -> String {
     format!("{topic}:{incarnation}")
 }
 

@@ -32,6 +32,19 @@ pub const SESSION_TTL_SECONDS: u64 = 24 * 3600;
 /// Counters live this long after their last event, in seconds (400 days).
 pub const COUNTER_TTL_SECONDS: u64 = 400 * 24 * 3600;
 
+/// Parked tasks, the newest.
+pub const PARKED_TASKS: usize = 1_000;
+/// Parked tasks live this long after the last one was parked, in seconds (30 days).
+pub const PARKED_TTL_SECONDS: u64 = 30 * 24 * 3600;
+/// What became of a task is told for so long, in seconds.
+pub const TASK_STATUS_TTL_SECONDS: u64 = 24 * 3600;
+/// So long a waiting task stands for others that ask the same, in seconds.
+pub const TASK_WAITING_TTL_SECONDS: u64 = 600;
+/// The queries of a token that were asked last.
+pub const RECENT_QUERIES: usize = 50;
+/// Recent queries live this long after the last one, in seconds.
+pub const RECENT_QUERIES_TTL_SECONDS: u64 = 24 * 3600;
+
 /// Makes keys under the configured prefix.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -133,6 +146,52 @@ impl Keys {
     /// A cached query result: string of JSON, [`CACHE_TTL_SECONDS`].
     pub fn query_result(&self, hash: &str) -> String {
         self.tagged("query_result:", &[hash])
+    }
+
+    /// The queries of a token that were asked last: sorted set, score = when, ms; at most [`RECENT_QUERIES`],
+    /// [`RECENT_QUERIES_TTL_SECONDS`].
+    pub fn recent_queries(&self, token: &str) -> String {
+        self.tagged("recent_queries:", &[token])
+    }
+
+    /// Tasks that wait: list of JSON, the next at its right end; at most `tasks.max_waiting`, with those that are due
+    /// later. All keys of tasks have its hash tag: scripts touch several of them.
+    pub fn task_queue(&self) -> String {
+        format!("{}{{task_queue}}", self.prefix)
+    }
+
+    fn of_tasks(&self, what: &str) -> String {
+        format!("{}:{what}", self.task_queue())
+    }
+
+    /// The task that a tasks worker runs: list, one at the most.
+    pub fn tasks_processing(&self, worker: &str) -> String {
+        self.of_tasks(&format!("processing:{worker}"))
+    }
+
+    /// Until when each tasks worker has its task: sorted set, ms by Redis's clock; dead workers leave it within minutes.
+    pub fn task_leases(&self) -> String {
+        self.of_tasks("leases")
+    }
+
+    /// Tasks that are tried again later: sorted set, score = when, ms.
+    pub fn tasks_later(&self) -> String {
+        self.of_tasks("later")
+    }
+
+    /// Tasks that were given up: list of JSON, [`PARKED_TASKS`], [`PARKED_TTL_SECONDS`].
+    pub fn tasks_parked(&self) -> String {
+        self.of_tasks("parked")
+    }
+
+    /// The id of the task that waits to do that: string, [`TASK_WAITING_TTL_SECONDS`].
+    pub fn task_waiting(&self, hash: &str) -> String {
+        self.of_tasks(&format!("waiting:{hash}"))
+    }
+
+    /// How far a task has come, or what became of it: string of JSON, [`TASK_STATUS_TTL_SECONDS`].
+    pub fn task_status(&self, id: &str) -> String {
+        self.of_tasks(&format!("status:{id}"))
     }
 
     /// A read-API session: string, [`SESSION_TTL_SECONDS`].

@@ -105,6 +105,12 @@ impl Redis {
         Self::open_with(settings, connections, RESPONSE_TIMEOUT)
     }
 
+    /// One connection of its own for commands that let the server wait for up to `block` before it answers. Nothing else
+    /// may be sent on it: it would wait, too.
+    pub fn blocking(settings: &Settings, block: Duration) -> RedisResult<Self> {
+        Self::open_with(settings, 1, block + RESPONSE_TIMEOUT)
+    }
+
     fn open_with(settings: &Settings, connections: usize, response_timeout: Duration) -> RedisResult<Self> {
         let limits = Limits {
             connections,

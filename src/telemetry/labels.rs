@@ -156,6 +156,22 @@ label! {
     }
 }
 
+label! {
+    /// How an attempt at a task ended.
+    TaskOutcome = "outcome" {
+        /// It did what it was to do.
+        Done = "done",
+        /// It failed, and is tried again later.
+        Retried = "retried",
+        /// It failed for good, or too often.
+        Parked = "parked",
+        /// Its process ended in good order before it was done.
+        GivenBack = "given_back",
+        /// Its process died; another takes it over.
+        Redelivered = "redelivered",
+    }
+}
+
 /// The values of a label, known beforehand.
 pub(super) trait Label: Copy + 'static {
     const KEY: &'static str;

@@ -15,7 +15,9 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::util::TryInitError;
 
-pub use labels::{BlockKind, CacheLookup, Outcome, Rebalance, RedisKind, RedisServer, Service, Stage};
+pub use labels::{
+    BlockKind, CacheLookup, Outcome, Rebalance, RedisKind, RedisServer, Service, Stage, TaskOutcome,
+};
 pub use logs::{LogFormat, init_logs, log_filter};
 pub use redis::{RedisSeries, redis_series};
 
@@ -64,9 +66,14 @@ const BUILD_INFO: &str = "sluice_build_info";
 const HTTP_REQUESTS: &str = "sluice_http_requests_total";
 const HTTP_DURATION: &str = "sluice_http_request_duration_seconds";
 const CACHE_LOOKUPS: &str = "sluice_cache_lookups_total";
+const TASKS: &str = "sluice_tasks_total";
+const TASK_DURATION: &str = "sluice_task_duration_seconds";
+const TASKS_WAITING: &str = "sluice_tasks_waiting";
+const TASKS_RUNNING: &str = "sluice_tasks_running";
+const TASKS_PARKED: &str = "sluice_tasks_parked";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 29] = [
+const COUNTERS: [(&str, Unit, &str); 30] = [
     (
         EVENTS_WITHOUT_REDIS,
         Unit::Count,
@@ -192,10 +199,15 @@ const COUNTERS: [(&str, Unit, &str); 29] = [
         Unit::Count,
         "Answers of the read API by cache and whether it had them.",
     ),
+    (
+        TASKS,
+        Unit::Count,
+        "Attempts at background tasks, by kind and how they ended.",
+    ),
 ];
 
 /// Name, unit and help of every gauge.
-const GAUGES: [(&str, Unit, &str); 8] = [
+const GAUGES: [(&str, Unit, &str); 11] = [
     (
         SERVICE_UP,
         Unit::Count,
@@ -227,11 +239,26 @@ const GAUGES: [(&str, Unit, &str); 8] = [
         Unit::Seconds,
         "This machine's clock minus the service's.",
     ),
+    (
+        TASKS_WAITING,
+        Unit::Count,
+        "Background tasks that wait, those that are due later included.",
+    ),
+    (
+        TASKS_RUNNING,
+        Unit::Count,
+        "Background tasks that this process runs.",
+    ),
+    (
+        TASKS_PARKED,
+        Unit::Count,
+        "Background tasks that were given up and wait for an operator.",
+    ),
     (BUILD_INFO, Unit::Count, "Always 1; the label tells the version."),
 ];
 
 /// Name, unit and help of every histogram.
-const HISTOGRAMS: [(&str, Unit, &str); 2] = [
+const HISTOGRAMS: [(&str, Unit, &str); 3] = [
     (
         STAGE_DURATION,
         Unit::Seconds,
@@ -241,6 +268,11 @@ const HISTOGRAMS: [(&str, Unit, &str); 2] = [
         HTTP_DURATION,
         Unit::Seconds,
         "Time to answer an HTTP request, by route.",
+    ),
+    (
+        TASK_DURATION,
+        Unit::Seconds,
+        "Time an attempt at a background task took, by kind.",
     ),
 ];
 
@@ -312,6 +344,9 @@ pub struct Metrics {
     pub redis_failovers: Counter,
     pub redis_redirects: Counter,
     pub clock_difference: Family<Service, Gauge>,
+    pub tasks_waiting: Gauge,
+    pub tasks_running: Gauge,
+    pub tasks_parked: Gauge,
 }
 
 impl Metrics {
@@ -351,6 +386,9 @@ impl Metrics {
             redis_failovers: counter!(REDIS_FAILOVERS),
             redis_redirects: counter!(REDIS_REDIRECTS),
             clock_difference: Family::new(labelled_gauge, CLOCK_DIFFERENCE),
+            tasks_waiting: gauge!(TASKS_WAITING),
+            tasks_running: gauge!(TASKS_RUNNING),
+            tasks_parked: gauge!(TASKS_PARKED),
         }
     }
 }
@@ -394,6 +432,15 @@ pub fn http_request(route: &'static str, status: u16, elapsed: Duration) {
 /// Counts one look into a cache of the read API.
 pub fn cache_lookup(cache: &'static str, lookup: CacheLookup) {
     counter!(CACHE_LOOKUPS, "cache" => cache, "result" => lookup.name()).increment(1);
+}
+
+/// Counts one attempt at a task, and what it took where that is known. `kind` is one of the known kinds: whoever can reach
+/// Redis can name others without number.
+pub fn task_ended(kind: &'static str, outcome: TaskOutcome, elapsed: Option<Duration>) {
+    counter!(TASKS, "kind" => kind, "outcome" => outcome.name()).increment(1);
+    if let Some(elapsed) = elapsed {
+        histogram!(TASK_DURATION, "kind" => kind).record(elapsed);
+    }
 }
 
 /// Why telemetry could not be set up.
@@ -463,6 +510,7 @@ mod tests {
             http_request("/v1/query", 200, Duration::from_millis(3));
             cache_lookup("query", CacheLookup::Hit);
             redis_series(RedisServer::Cache).set_rdb_enabled(true);
+            task_ended("rebuild-users", TaskOutcome::Done, Some(Duration::from_secs(1)));
         });
         recorder.handle().render()
     }

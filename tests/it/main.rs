@@ -44,6 +44,8 @@ mod redis_memory;
 mod redis_moves;
 mod redis_secured;
 mod redis_seen;
+mod tasks;
+mod tasks_rebuild;
 mod verify;
 mod verify_edges;
 mod verify_events;

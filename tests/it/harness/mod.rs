@@ -203,6 +203,15 @@ impl Scene {
     /// Starts a worker that has `faults`, in the language of `src/faults.rs`; and those that the tests were started with,
     /// so that `FAILPOINTS=without-token=return make test ARGS=some_test` shows whether a test misses that guard.
     pub(crate) fn start_failing(&self, faults: &str, settings: &[(&str, &str)]) -> Worker {
+        self.start_as("worker", faults, settings)
+    }
+
+    /// Starts a process that runs tasks.
+    pub(crate) fn start_tasks(&self, settings: &[(&str, &str)]) -> Worker {
+        self.start_as("tasks", "", settings)
+    }
+
+    fn start_as(&self, role: &str, faults: &str, settings: &[(&str, &str)]) -> Worker {
         let number = self.workers.fetch_add(1, Ordering::Relaxed);
         let (http, admin) = (free_port(), free_port());
         let mut command = self.command();
@@ -210,13 +219,13 @@ impl Scene {
             command.env(variable(key), value);
         }
         command
-            .args(["run", "--role", "worker"])
+            .args(["run", "--role", role])
             .env("FAILPOINTS", with_inherited(faults))
             .env("SLUICE_HTTP__LISTEN", format!("127.0.0.1:{http}"))
             .env("SLUICE_HTTP__ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
         Worker::spawn(
             command,
-            self.folder.join(format!("worker-{number:02}.log")),
+            self.folder.join(format!("{role}-{number:02}.log")),
             admin,
         )
     }

@@ -1,0 +1,391 @@
+//! The queue in Redis: every command and script that touches it.
+//!
+//! A task is a text in exactly one of: the queue, the tasks that are due later, one worker's processing list, or the
+//! parked ones. It goes from one to another in single steps (BLMOVE, or a script), so a crash at any moment leaves it in
+//! one of them. What was read of a text decides nothing by itself: a script moves that very text, or nothing.
+
+use std::time::Duration;
+
+use ::redis::{Cmd, FromRedisValue, RedisResult, Value, cmd};
+
+use super::task::{Parked, Status, Task, Work};
+use crate::config;
+use crate::redis::keys::{
+    Keys, PARKED_TASKS, PARKED_TTL_SECONDS, TASK_STATUS_TTL_SECONDS, TASK_WAITING_TTL_SECONDS,
+};
+use crate::redis::{Redis, Script};
+
+/// How long the server may wait for a task before it answers that there is none.
+pub(super) const BLOCK: Duration = Duration::from_secs(30);
+/// So long after its lease's end a worker is remembered: while its last BLMOVE may still wait at the server, because its
+/// machine has gone without closing the connection, a task can land in its list.
+const FORGOTTEN_AFTER: Duration = Duration::from_mins(1);
+
+/// The queue. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    redis: Redis,
+    keys: Keys,
+    scripts: std::sync::Arc<Scripts>,
+    max_waiting: u32,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    enqueue: Script,
+    hold: Script,
+    moved: Script,
+    tend: Script,
+    retry: Script,
+}
+
+/// When a task is taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Also while no process has the role `tasks`: it waits for one.
+    Always,
+    /// Only while there is one.
+    Served,
+}
+
+/// What became of a task that was to be put into the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enqueued {
+    /// It is in the queue.
+    Queued(String),
+    /// The same one waits already, under this id.
+    Waiting(String),
+    /// So many wait, and no more may.
+    Full(u64),
+    /// No process has the role `tasks`.
+    Nobody,
+}
+
+/// Where a task goes from a processing list.
+#[derive(Clone, Debug)]
+pub(super) enum To {
+    /// Nowhere: it is done.
+    Done,
+    /// It stays, and says how far it has come.
+    Kept(String),
+    /// To the queue, before all others.
+    Next(String),
+    /// To the queue, after a while.
+    Later(String, Duration),
+    /// To the parked ones.
+    Parked(Parked),
+}
+
+/// What was found of tasks that nobody runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the queue.
+    Queue,
+    /// Due later.
+    Later,
+    /// Given up.
+    Parked,
+}
+
+/// A task that is run.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// By whom.
+    pub worker: String,
+    /// Until its lease ends, in ms; negative if it has ended.
+    pub lease_left_ms: i64,
+    /// The task as it stands.
+    pub task: String,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The next first.
+    pub waiting: Vec<String>,
+    /// With when they are due, ms since 1970.
+    pub later: Vec<(String, i64)>,
+    /// What is run.
+    pub running: Vec<Running>,
+    /// The newest first.
+    pub parked: Vec<String>,
+    /// Tasks workers that are alive.
+    pub workers: usize,
+    /// Redis's time, ms since 1970.
+    pub now: i64,
+}
+
+impl Queue {
+    /// The queue of a configuration, over connections that are there.
+    pub fn new(redis: Redis, config: &config::Config) -> Self {
+        Self {
+            redis,
+            keys: Keys::new(&config.redis.key_prefix),
+            scripts: std::sync::Arc::new(Scripts {
+                enqueue: Script::new(include_str!("enqueue.lua")),
+                hold: Script::new(include_str!("hold.lua")),
+                moved: Script::new(include_str!("move.lua")),
+                tend: Script::new(include_str!("tend.lua")),
+                retry: Script::new(include_str!("retry.lua")),
+            }),
+            max_waiting: config.tasks.max_waiting,
+        }
+    }
+
+    /// Puts work into the queue.
+    pub async fn enqueue(&self, work: &Work, when: When) -> RedisResult<Enqueued> {
+        let task = Task::new(work, jiff::Timestamp::now().as_millisecond());
+        let keys = &self.keys;
+        let mut call = self.scripts.enqueue.call(4);
+        call.arg(keys.task_queue())
+            .arg(keys.tasks_later())
+            .arg(work.waiting_key(keys))
+            .arg(keys.task_leases())
+            .arg(task.text())
+            .arg(&task.id)
+            .arg(self.max_waiting)
+            .arg(TASK_WAITING_TTL_SECONDS)
+            .arg(u8::from(when == When::Served));
+        let answer: String = self.scripted(&self.scripts.enqueue, call).await?;
+        Ok(match answer.split_once(':') {
+            Some(("waiting", id)) => Enqueued::Waiting(id.to_owned()),
+            Some(("full", count)) => Enqueued::Full(count.parse().unwrap_or(0)),
+            _ if answer == "nobody" => Enqueued::Nobody,
+            _ => Enqueued::Queued(task.id),
+        })
+    }
+
+    /// Takes or renews a worker's lease; false if `held`, a task and its text, is no longer its own.
+    pub(super) async fn hold(
+        &self,
+        worker: &str,
+        lease: Duration,
+        held: Option<(&Task, &[u8])>,
+    ) -> RedisResult<bool> {
+        let keys = &self.keys;
+        let waiting = held.and_then(|(task, _)| task.work().ok());
+        let waiting = waiting.map_or_else(|| keys.task_waiting(""), |work| work.waiting_key(keys));
+        let (id, text) = held.map_or(("", &b""[..]), |(task, text)| (&task.id, text));
+        let mut call = self.scripts.hold.call(3);
+        call.arg(keys.task_leases())
+            .arg(keys.tasks_processing(worker))
+            .arg(waiting)
+            .arg(worker)
+            .arg(lease.as_millis() as u64)
+            .arg(text)
+            .arg(id);
+        Ok(self.scripted::<i64>(&self.scripts.hold, call).await? == 1)
+    }
+
+    /// Takes the next task over `blocking`, a connection of the worker's own; none if there was none for a while.
+    pub(super) async fn take(&self, blocking: &Redis, worker: &str) -> RedisResult<Option<Vec<u8>>> {
+        let mut take = cmd("BLMOVE");
+        take.arg(self.keys.task_queue())
+            .arg(self.keys.tasks_processing(worker))
+            .arg("RIGHT")
+            .arg("LEFT")
+            .arg(BLOCK.as_secs());
+        blocking.command(&take).await
+    }
+
+    /// What the server knows a connection by.
+    pub(super) async fn client_id(&self, blocking: &Redis) -> RedisResult<i64> {
+        blocking.command(cmd("CLIENT").arg("ID")).await
+    }
+
+    /// Ends what that connection waits for: a server knows nothing of a caller that has stopped waiting.
+    pub(super) async fn unblock(&self, client: i64) -> RedisResult<i64> {
+        self.redis.command(cmd("CLIENT").arg("UNBLOCK").arg(client)).await
+    }
+
+    /// What is in a worker's processing list.
+    pub(super) async fn processing(&self, worker: &str) -> RedisResult<Vec<Vec<u8>>> {
+        self.bytes(&self.keys.tasks_processing(worker)).await
+    }
+
+    /// Moves a task from a worker's list, its own or (`dead`) that of one whose lease has ended. False if it was not
+    /// there.
+    pub(super) async fn moved(&self, worker: &str, dead: bool, text: &[u8], to: To) -> RedisResult<bool> {
+        let keys = &self.keys;
+        let (name, put, delay) = match to {
+            To::Done => ("done", String::new(), Duration::ZERO),
+            To::Kept(text) => ("kept", text, Duration::ZERO),
+            To::Next(text) => ("next", text, Duration::ZERO),
+            To::Later(text, delay) => ("later", text, delay),
+            To::Parked(parked) => (
+                "parked",
+                serde_json::to_string(&parked).unwrap_or_default(),
+                Duration::ZERO,
+            ),
+        };
+        let mut call = self.scripts.moved.call(5);
+        call.arg(keys.tasks_processing(worker))
+            .arg(keys.task_leases())
+            .arg(keys.task_queue())
+            .arg(keys.tasks_later())
+            .arg(keys.tasks_parked())
+            .arg(if dead { worker } else { "" })
+            .arg(text)
+            .arg(name)
+            .arg(put)
+            .arg(delay.as_millis() as u64)
+            .arg(PARKED_TASKS)
+            .arg(PARKED_TTL_SECONDS);
+        let gone: i64 = self.scripted(&self.scripts.moved, call).await?;
+        if gone > 0 {
+            tracing::warn!(tasks = gone, "the oldest parked tasks had to go for newer ones");
+        }
+        Ok(gone >= 0)
+    }
+
+    /// Puts what is due into the queue, and forgets dead workers that have nothing left. Answers the dead ones that may
+    /// have something.
+    pub(super) async fn tend(&self) -> RedisResult<Vec<String>> {
+        let keys = &self.keys;
+        let leases = self.leases().await?;
+        let mut call = self.scripts.tend.call(3 + leases.len());
+        call.arg(keys.task_queue())
+            .arg(keys.tasks_later())
+            .arg(keys.task_leases());
+        for (worker, _) in &leases {
+            call.arg(keys.tasks_processing(worker));
+        }
+        call.arg(FORGOTTEN_AFTER.as_millis() as u64);
+        for (worker, _) in &leases {
+            call.arg(worker);
+        }
+        let now: String = self.scripted(&self.scripts.tend, call).await?;
+        let now: i64 = now.parse().unwrap_or(i64::MIN);
+        let dead = leases.into_iter().filter(|(_, deadline)| *deadline <= now);
+        Ok(dead.map(|(worker, _)| worker).collect())
+    }
+
+    /// Each worker with its lease's end, ms by Redis's clock.
+    async fn leases(&self) -> RedisResult<Vec<(String, i64)>> {
+        self.scored(&self.keys.task_leases()).await
+    }
+
+    /// How many wait, later ones included, and how many are parked.
+    pub(super) async fn counts(&self) -> RedisResult<(u64, u64)> {
+        let mut pipe = ::redis::pipe();
+        pipe.cmd("LLEN").arg(self.keys.task_queue());
+        pipe.cmd("ZCARD").arg(self.keys.tasks_later());
+        pipe.cmd("LLEN").arg(self.keys.tasks_parked());
+        let counts = self.redis.pipeline(&pipe).await?;
+        let counts: Vec<u64> = counts
+            .into_iter()
+            .map(u64::from_redis_value)
+            .collect::<Result<_, _>>()?;
+        Ok((counts[0] + counts[1], counts[2]))
+    }
+
+    /// Everything there is. Tasks move meanwhile, so one may be told twice, or not at all.
+    pub async fn list(&self) -> RedisResult<Listing> {
+        let keys = &self.keys;
+        let now = self.redis.time_ms().await?;
+        let leases = self.leases().await?;
+        let mut waiting = self.range(&keys.task_queue()).await?;
+        waiting.reverse();
+        let mut listing = Listing {
+            waiting,
+            later: self.scored(&keys.tasks_later()).await?,
+            parked: self.range(&keys.tasks_parked()).await?,
+            workers: leases.iter().filter(|(_, deadline)| *deadline > now).count(),
+            running: Vec::new(),
+            now,
+        };
+        for (worker, deadline) in leases {
+            for task in self.processing(&worker).await? {
+                listing.running.push(Running {
+                    worker: worker.clone(),
+                    lease_left_ms: deadline - now,
+                    task: lossy(task),
+                });
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Puts a task that nobody runs into the queue again, in the form `anew`, or drops it without one. False if it was
+    /// not there, none if the queue is full.
+    pub async fn again(&self, place: Place, text: &str, anew: Option<&Task>) -> RedisResult<Option<bool>> {
+        let keys = &self.keys;
+        let mut call = self.scripts.retry.call(3);
+        call.arg(keys.task_queue())
+            .arg(keys.tasks_later())
+            .arg(keys.tasks_parked())
+            .arg(match place {
+                Place::Queue => "queue",
+                Place::Later => "later",
+                Place::Parked => "parked",
+            })
+            .arg(text)
+            .arg(anew.map(Task::text).unwrap_or_default())
+            .arg(self.max_waiting);
+        let answer: i64 = self.scripted(&self.scripts.retry, call).await?;
+        Ok((answer >= 0).then_some(answer == 1))
+    }
+
+    /// A task that waits no longer stands for no others.
+    pub async fn waits_no_longer(&self, task: &Task) -> RedisResult<()> {
+        match task.work() {
+            Ok(work) => {
+                self.redis
+                    .command(cmd("DEL").arg(work.waiting_key(&self.keys)))
+                    .await
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Tells how far a task has come, or what became of it.
+    pub async fn tell(&self, status: &Status) -> RedisResult<()> {
+        let mut set = cmd("SET");
+        set.arg(self.keys.task_status(&status.id))
+            .arg(serde_json::to_string(status).unwrap_or_default())
+            .arg("EX")
+            .arg(TASK_STATUS_TTL_SECONDS);
+        self.redis.command(&set).await
+    }
+
+    /// What was told last of a task.
+    pub async fn told(&self, id: &str) -> RedisResult<Option<Status>> {
+        let text: Option<String> = self
+            .redis
+            .command(cmd("GET").arg(self.keys.task_status(id)))
+            .await?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    async fn range(&self, key: &str) -> RedisResult<Vec<String>> {
+        Ok(self.bytes(key).await?.into_iter().map(lossy).collect())
+    }
+
+    async fn bytes(&self, key: &str) -> RedisResult<Vec<Vec<u8>>> {
+        self.redis.command(cmd("LRANGE").arg(key).arg(0).arg(-1)).await
+    }
+
+    async fn scored(&self, key: &str) -> RedisResult<Vec<(String, i64)>> {
+        let all: Vec<(String, f64)> = self
+            .redis
+            .command(cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES"))
+            .await?;
+        Ok(all
+            .into_iter()
+            .map(|(name, score)| (name, score as i64))
+            .collect())
+    }
+
+    async fn scripted<T: FromRedisValue>(&self, script: &Script, call: Cmd) -> RedisResult<T> {
+        let mut pipe = ::redis::pipe();
+        pipe.add_command(call);
+        let answers = self.redis.scripted(&[script], &pipe).await?;
+        Ok(T::from_redis_value(
+            answers.into_iter().next().unwrap_or(Value::Nil),
+        )?)
+    }
+}
+
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}

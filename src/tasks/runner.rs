@@ -1,0 +1,430 @@
+//! A tasks worker: takes a task, holds its lease while it runs, and says how it ended.
+//!
+//! It runs one task at a time, so its lease is its task's. Invariant: a task leaves its list only when it is done, given
+//! back, to be tried again, or parked; and if the lease ended meanwhile, whoever has the task now decides, and not this
+//! one. What tasks do tolerates being done twice, also at once: a lease cannot keep a process that was frozen from
+//! finishing its last step.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use ::redis::RedisResult;
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::Mutex;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Doer;
+use super::queue::{Queue, To};
+use super::task::{Parked, Status, Task, Work, known_kind};
+use crate::redis::Redis;
+use crate::telemetry::{self, TaskOutcome, metrics};
+
+/// Before a task that failed is tried again: this, and four times as long after each further failure.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_mins(5);
+/// Before Redis is asked again after it failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the last word on a task may take at the end of the process.
+const LAST_WORD: Duration = Duration::from_secs(3);
+
+/// Why a task was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TaskError {
+    /// Trying again would end as this did.
+    #[error("{0}")]
+    Hopeless(String),
+    /// It may succeed another time.
+    #[error("{0}")]
+    Failed(String),
+    /// Somebody else has it.
+    #[error("the task was given to another worker")]
+    Lost,
+}
+
+/// A task that this process runs.
+#[derive(Debug)]
+pub(super) struct Held {
+    queue: Queue,
+    worker: String,
+    /// The task, and its text as it stands in the list.
+    state: Mutex<(Task, Vec<u8>)>,
+    status: std::sync::Mutex<Status>,
+}
+
+impl Held {
+    fn new(queue: Queue, worker: String, task: Task, text: Vec<u8>) -> Self {
+        let status = Status {
+            id: task.id.clone(),
+            kind: task.kind.clone(),
+            state: "running".to_owned(),
+            attempts: task.attempts,
+            ..Status::default()
+        };
+        Self {
+            queue,
+            worker,
+            state: Mutex::new((task, text)),
+            status: std::sync::Mutex::new(status),
+        }
+    }
+
+    /// Where an attempt before this one was, if it said so in a form that is still known.
+    pub(super) async fn progress<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        let state = self.state.lock().await;
+        serde_json::from_str(state.0.progress.as_ref()?.get()).ok()
+    }
+
+    /// Keeps `progress` with the task: whoever goes on with it begins there.
+    pub(super) async fn keep(&self, progress: &impl Serialize) -> Result<(), TaskError> {
+        let progress: Box<RawValue> = to_raw_value(progress).map_err(failed)?;
+        let mut state = self.state.lock().await;
+        let mut task = state.0.clone();
+        task.progress = Some(progress);
+        let text = task.text();
+        let to = To::Kept(text.clone());
+        if !self
+            .queue
+            .moved(&self.worker, false, &state.1, to)
+            .await
+            .map_err(failed)?
+        {
+            return Err(TaskError::Lost);
+        }
+        *state = (task, text.into_bytes());
+        Ok(())
+    }
+
+    /// Tells how far it has come; that this fails holds up nothing.
+    pub(super) async fn tell(&self, done: u64, total: Option<u64>) {
+        let status = self.change(|status| (status.done, status.total) = (done, total));
+        self.queue.tell(&status).await.ok();
+    }
+
+    async fn end(&self, state: &str, attempts: u32, error: Option<&str>) {
+        let status = self.change(|status| {
+            state.clone_into(&mut status.state);
+            status.attempts = attempts;
+            status.error = error.map(str::to_owned);
+        });
+        self.queue.tell(&status).await.ok();
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Status)) -> Status {
+        let mut status = self
+            .status
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        change(&mut status);
+        status.at = now();
+        status.clone()
+    }
+
+    /// Notes that this worker has begun, and so has tried. False if the task is no longer its own.
+    async fn begin(&self) -> Result<bool, TaskError> {
+        let mut state = self.state.lock().await;
+        let mut task = state.0.clone();
+        task.worker = Some(self.worker.clone());
+        let text = task.text();
+        let to = To::Kept(text.clone());
+        let begun = self
+            .queue
+            .moved(&self.worker, false, &state.1, to)
+            .await
+            .map_err(failed)?;
+        if begun {
+            *state = (task, text.into_bytes());
+        }
+        Ok(begun)
+    }
+
+    async fn renew(&self, lease: Duration) -> RedisResult<bool> {
+        let state = self.state.lock().await;
+        self.queue
+            .hold(&self.worker, lease, Some((&state.0, &state.1)))
+            .await
+    }
+}
+
+/// One tasks worker.
+pub(super) struct Runner {
+    pub(super) queue: Queue,
+    /// A connection of its own.
+    pub(super) blocking: Redis,
+    pub(super) name: String,
+    pub(super) lease: Duration,
+    pub(super) max_attempts: u32,
+    /// How long a task may go on once the process is to end.
+    pub(super) drain: Duration,
+    pub(super) doer: Arc<Doer>,
+    pub(super) shutdown: CancellationToken,
+}
+
+/// How a task came to its end here.
+enum End {
+    Ended(Result<(), TaskError>),
+    GivenBack,
+}
+
+impl Runner {
+    /// Takes and runs tasks until shutdown.
+    pub(super) async fn run(&self) {
+        self.take_and_run().await;
+        // The lease ends now, and whoever tends takes what may land in the last moment. If this fails it ends by itself.
+        let leave = self.queue.hold(&self.name, Duration::ZERO, None);
+        drop(timeout(LAST_WORD, leave).await);
+    }
+
+    async fn take_and_run(&self) {
+        while !self.shutdown.is_cancelled() {
+            let client = AtomicI64::new(0);
+            let taking = self.take(&client);
+            tokio::pin!(taking);
+            let taken = tokio::select! {
+                taken = &mut taking => taken,
+                () = self.shutdown.cancelled() => {
+                    let client = client.load(Ordering::Relaxed);
+                    return self.stop_taking(client, taking).await;
+                }
+            };
+            match taken {
+                Ok(Some(text)) => self.one(text).await,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(service = "redis", error = %error, "no task can be taken; trying again");
+                    tokio::select! {
+                        () = self.shutdown.cancelled() => return,
+                        () = sleep(PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the waiting for a task at the server, too: else this process would be given one while it ends, perhaps the
+    /// very one that it gave back. One that came in the last moment goes back. Where this fails, the lease ends.
+    async fn stop_taking(&self, client: i64, taking: impl Future<Output = RedisResult<Option<Vec<u8>>>>) {
+        let last = async {
+            self.queue.unblock(client).await.ok()?;
+            String::from_utf8(taking.await.ok()??).ok()
+        };
+        if let Ok(Some(text)) = timeout(LAST_WORD, last).await {
+            let to = To::Next(text.clone());
+            self.move_it(text.as_bytes(), to).await;
+        }
+    }
+
+    /// The next task, if one comes in time. The lease is held while it is waited for, so that a task is nobody's prey in
+    /// the moment in which it lands.
+    async fn take(&self, client: &AtomicI64) -> RedisResult<Option<Vec<u8>>> {
+        // What landed when the answer was lost.
+        if let Some(left) = self.queue.processing(&self.name).await?.into_iter().next() {
+            return Ok(Some(left));
+        }
+        self.queue.hold(&self.name, self.lease, None).await?;
+        let id = self.queue.client_id(&self.blocking).await?;
+        client.store(id, Ordering::Relaxed);
+        let renewing = async {
+            let mut ticks = self.ticks();
+            loop {
+                ticks.tick().await;
+                if let Err(error) = self.queue.hold(&self.name, self.lease, None).await {
+                    return error;
+                }
+            }
+        };
+        tokio::select! {
+            taken = self.queue.take(&self.blocking, &self.name) => taken,
+            error = renewing => Err(error),
+        }
+    }
+
+    fn ticks(&self) -> tokio::time::Interval {
+        let mut ticks = interval(self.lease / 3);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    }
+
+    async fn one(&self, text: Vec<u8>) {
+        let task = match Task::parse(&text) {
+            Ok(task) => task,
+            Err(error) => return self.park_unread(&text, error).await,
+        };
+        let begun = Instant::now();
+        let held = Held::new(self.queue.clone(), self.name.clone(), task.clone(), text);
+        tracing::info!(
+            id = task.id,
+            kind = task.kind,
+            attempts = task.attempts,
+            "task begins"
+        );
+        metrics().tasks_running.increment(1);
+        let end = match task.work() {
+            Ok(work) => self.attempt(&work, &held).await,
+            Err(error) => End::Ended(Err(TaskError::Hopeless(error))),
+        };
+        metrics().tasks_running.decrement(1);
+        let outcome = self.settle(&held, end).await;
+        if let Some(outcome) = outcome {
+            telemetry::task_ended(known_kind(&task.kind), outcome, Some(begun.elapsed()));
+            tracing::info!(
+                id = task.id,
+                kind = task.kind,
+                outcome = outcome.name(),
+                seconds = begun.elapsed().as_secs_f64(),
+                "task ended"
+            );
+        }
+    }
+
+    /// Runs it, with its lease held, until it ends, is lost, or the process may wait no longer.
+    async fn attempt(&self, work: &Work, held: &Held) -> End {
+        let drained = async {
+            self.shutdown.cancelled().await;
+            sleep(self.drain).await;
+        };
+        let working = async {
+            // Before anything is done: between the taking and this, it may have been given to somebody else.
+            if !held.begin().await? || !held.renew(self.lease).await.map_err(failed)? {
+                return Err(TaskError::Lost);
+            }
+            held.tell(0, None).await;
+            self.doer.work(work, held).await
+        };
+        let working = AssertUnwindSafe(working).catch_unwind();
+        // Beside the work and not between its steps: both lock what is held.
+        let lost = async {
+            let mut ticks = self.ticks();
+            loop {
+                ticks.tick().await;
+                match held.renew(self.lease).await {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => {
+                        tracing::warn!(service = "redis", error = %error, "a lease cannot be renewed");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            ended = working => {
+                let panicked = |_| Err(TaskError::Failed("it panicked; the log says where".to_owned()));
+                End::Ended(ended.unwrap_or_else(panicked))
+            }
+            () = lost => End::Ended(Err(TaskError::Lost)),
+            () = drained => End::GivenBack,
+        }
+    }
+
+    /// Moves the task to where it belongs now.
+    async fn settle(&self, held: &Held, end: End) -> Option<TaskOutcome> {
+        let (mut task, text) = {
+            let state = held.state.lock().await;
+            (state.0.clone(), state.1.clone())
+        };
+        task.worker = None;
+        let (to, outcome, state, error) = match end {
+            End::Ended(Ok(())) => (To::Done, TaskOutcome::Done, "done", None),
+            End::GivenBack => (To::Next(task.text()), TaskOutcome::GivenBack, "waiting", None),
+            End::Ended(Err(TaskError::Lost)) => {
+                tracing::warn!(
+                    id = task.id,
+                    "a lease ended while its task ran; another worker has it"
+                );
+                return None;
+            }
+            End::Ended(Err(error)) => {
+                let told = error.to_string();
+                let hopeless = matches!(error, TaskError::Hopeless(_));
+                tracing::warn!(id = task.id, kind = task.kind, error = told, "a task failed");
+                let to = self.after_failure(&mut task, hopeless, &told);
+                match to {
+                    To::Parked(_) => (to, TaskOutcome::Parked, "parked", Some(told)),
+                    _ => (to, TaskOutcome::Retried, "retrying", Some(told)),
+                }
+            }
+        };
+        if !self.move_it(&text, to).await {
+            return None;
+        }
+        held.end(state, task.attempts, error.as_deref()).await;
+        Some(outcome)
+    }
+
+    fn after_failure(&self, task: &mut Task, hopeless: bool, error: &str) -> To {
+        task.attempts += 1;
+        if hopeless || task.attempts >= self.max_attempts {
+            return To::Parked(parked(&task.text(), error));
+        }
+        To::Later(task.text(), delay(task.attempts))
+    }
+
+    /// Moves it, however often Redis must be asked; whatever it lands on at the end, its lease ends.
+    async fn move_it(&self, text: &[u8], to: To) -> bool {
+        let moving = async {
+            loop {
+                match self.queue.moved(&self.name, false, text, to.clone()).await {
+                    Ok(moved) => return moved,
+                    Err(error) => {
+                        tracing::warn!(service = "redis", error = %error, "a task cannot be settled; trying again");
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        };
+        let too_late = async {
+            self.shutdown.cancelled().await;
+            sleep(LAST_WORD + self.drain).await;
+        };
+        tokio::select! {
+            moved = moving => moved,
+            () = too_late => false,
+        }
+    }
+
+    async fn park_unread(&self, text: &[u8], error: String) {
+        tracing::warn!(error, "a task cannot be read; it is parked");
+        let shown = String::from_utf8_lossy(text);
+        if self.move_it(text, To::Parked(parked(&shown, &error))).await {
+            telemetry::task_ended(known_kind(""), TaskOutcome::Parked, None);
+        }
+    }
+}
+
+/// Before the next attempt.
+fn delay(attempts: u32) -> Duration {
+    let times = 4_u32.saturating_pow(attempts.saturating_sub(1));
+    FIRST_DELAY.saturating_mul(times).min(LONGEST_DELAY)
+}
+
+pub(super) fn parked(task: &str, error: &str) -> Parked {
+    Parked {
+        task: task.to_owned(),
+        error: error.to_owned(),
+        parked_at: now(),
+    }
+}
+
+pub(super) fn failed(error: impl std::fmt::Display) -> TaskError {
+    TaskError::Failed(error.to_string())
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_grows_and_ends_growing() {
+        let delays: Vec<u64> = [1, 2, 3, 4, 5, 6, 100].map(|n| delay(n).as_secs()).into();
+        assert_eq!(delays, [1, 4, 16, 64, 256, 300, 300]);
+    }
+}
