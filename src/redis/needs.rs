@@ -4,9 +4,12 @@ use ::redis::{FromRedisValue as _, RedisResult, Value};
 
 use super::{Redis, Script};
 
-/// The commands of the stages and the read API, by themselves or in scripts. Beside them: EVALSHA and SCRIPT LOAD, which
+/// The commands of the stages, the read API and the tasks, by themselves or in scripts. Beside them: EVALSHA and SCRIPT LOAD, which
 /// trying these needs, too, and for a connection what Redis asks for.
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 37] = [
+    "blmove",
+    "client|id",
+    "client|unblock",
     "del",
     "expire",
     "get",
@@ -20,30 +23,42 @@ const COMMANDS: [&str; 24] = [
     "hsetnx",
     "incr",
     "incrby",
+    "llen",
     "lpush",
     "lrange",
+    "lrem",
     "ltrim",
     "pexpire",
+    "rpush",
     "set",
     "setrange",
     "sismember",
     "time",
+    "ttl",
     "zadd",
+    "zcard",
+    "zcount",
+    "zrange",
+    "zrangebyscore",
+    "zrem",
     "zremrangebyrank",
     "zrevrange",
+    "zscore",
 ];
 
 /// Asks for each command whether it is allowed with a key, and does none. `ARGV`: the commands.
 const REFUSED: &str = "
 local refused = {}
 for _, name in ipairs(ARGV) do
+  local command, sub = string.match(name, '^(%a+)|?(%a*)$')
   local allowed
   if name == 'time' then
     allowed = redis.acl_check_cmd(name)
-  elseif name == 'del' then
-    allowed = redis.acl_check_cmd(name, KEYS[1])
+  elseif sub ~= '' then
+    allowed = redis.acl_check_cmd(command, sub)
   else
-    allowed = redis.acl_check_cmd(name, KEYS[1], 'x', 'x')
+    -- Whatever a command takes for a key is one of ours.
+    allowed = redis.acl_check_cmd(name, KEYS[1], KEYS[1], KEYS[1])
   end
   if not allowed then
     refused[#refused + 1] = name

@@ -26,13 +26,13 @@ pub(crate) enum Guard {
     Window,
     /// 2: a block at or below the highest offset in the table is a recovery. `pipeline/mod.rs`, `pipeline/lane.rs`
     Highest,
-    /// 5: a claim's value is the record's coordinate. `pipeline/claim.rs`
+    /// 5: a claim's value is the record's coordinate. `claim/mod.rs`
     ClaimIsCoordinate,
-    /// 5: a claim is never given back. `pipeline/claim.rs`
+    /// 5: a claim is never given back. `claim/mod.rs`
     ClaimStays,
-    /// 15: a replay takes over the claim. `claim_takeover.lua`
+    /// 15: a replay takes over the claim. `claim/takeover.lua`
     TakeOver,
-    /// 15: and only that of the coordinate that it was rejected at. `claim_takeover.lua`
+    /// 15: and only that of the coordinate that it was rejected at. `claim/takeover.lua`
     TakeOverIsExact,
     /// 6: permits are decided once and remembered. `permit.lua`
     RememberedPermits,

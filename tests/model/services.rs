@@ -97,7 +97,7 @@ pub(crate) fn refused(s: &Scenario, table: &Table, rows: Set) -> Set {
     rows.iter().filter(bad).collect()
 }
 
-/// `SET … NX GET`, or `claim_takeover.lua` for a replay. Answers whether the record owns the claim afterwards.
+/// `SET … NX GET`, or `claim/takeover.lua` for a replay. Answers whether the record owns the claim afterwards.
 pub(crate) fn claim(s: &Scenario, redis: &mut Redis, record: usize) -> bool {
     let claim = &mut redis.claims[s.records[record].id];
     let Some(owner) = *claim else {

@@ -1,9 +1,10 @@
 //! Beyond the window: a resend that comes after its first claim has expired is still a duplicate.
 //!
-//! A resend keeps its event's time. So only an event that is older than the window, reckoned from its own Kafka record,
-//! can repeat one whose claim has expired. Those few are looked up in the table, by its sorting key, in one query a block:
-//! a row of another record makes it a duplicate. No memory is spent on the past, and none is asked for of a block
-//! without old events.
+//! A resend keeps its event's time. So only an event that is older than the window can repeat one whose claim has expired:
+//! older now, not when its record was made, for a worker may be behind by more than a window. Those few are looked up in
+//! the table, by its sorting key, in one query a block: a row of another record makes it a duplicate. An event from the
+//! future (its client's clock is ahead) tells nothing of its age, and is looked up, too. No memory is spent on the past, and
+//! nothing is asked for a block without such events.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -11,11 +12,15 @@ use std::fmt::Write as _;
 use uuid::Uuid;
 
 use super::super::block::Block;
+use super::super::worker::now_ms;
 use super::super::{Outcome, Partition};
 use crate::clickhouse::{identifier, literal};
 use crate::config::DedupBy;
 use crate::event::{Decoded, Event};
 use crate::telemetry::metrics;
+
+/// How far a client's clock may be ahead without its events being looked up, at the most.
+const LONGEST_TOLERANCE_MS: i64 = 600_000;
 
 /// What two events have in common that are one, within their token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,11 +41,12 @@ impl Partition {
             return;
         }
         let window_ms = dedup.window_seconds as i64 * 1000;
+        let now_ms = now_ms();
         let old: Vec<usize> = (0..outcomes.len())
             .filter(|&i| {
                 let event = &decoded.events[i];
                 let record_ms = block.record(event.index).timestamp;
-                outcomes[i] == Outcome::Pass && record_ms.saturating_sub(event.timestamp) > window_ms
+                outcomes[i] == Outcome::Pass && may_be_older(window_ms, event.timestamp, record_ms, now_ms)
             })
             .collect();
         if old.is_empty() {
@@ -128,6 +134,14 @@ impl Partition {
     }
 }
 
+/// Whether the claim of an event's first copy may have expired. Times in ms since 1970.
+fn may_be_older(window_ms: i64, event_ms: i64, record_ms: i64, now_ms: i64) -> bool {
+    // Clients' clocks may be ahead by a little.
+    let tolerance = (window_ms / 24).min(LONGEST_TOLERANCE_MS);
+    let age = now_ms.max(record_ms).saturating_sub(event_ms);
+    age > window_ms - tolerance || event_ms.saturating_sub(record_ms) > tolerance
+}
+
 fn same(by: DedupBy, decoded: &Decoded, event: &Event) -> Same {
     match by {
         DedupBy::Id => Same::Id(Uuid::from_u128(event.uuid).to_string()),
@@ -150,5 +164,34 @@ fn tsv(out: &mut String, text: &str) {
             '\0' => out.push_str("\\0"),
             other => out.push(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_looked_up_once_the_claim_of_its_first_copy_may_be_gone() {
+        const DAY: i64 = 86_400_000;
+        const MINUTE: i64 = 60_000;
+        let now = 100 * DAY;
+        let looked_up = |event, record| may_be_older(DAY, event, record, now);
+        assert!(!looked_up(now - 1, now), "a new one");
+        assert!(!looked_up(now - 23 * 60 * MINUTE, now), "within the window");
+        assert!(looked_up(now - DAY - 1, now), "a late resend");
+        // The worker is behind: the record was soon after the event, and both are long ago.
+        assert!(looked_up(now - 2 * DAY, now - 2 * DAY + MINUTE));
+        // A record ahead of the worker's clock counts by itself.
+        assert!(looked_up(now - MINUTE, now + DAY));
+        assert!(
+            !looked_up(now + 5 * MINUTE, now),
+            "a clock that is a little ahead"
+        );
+        assert!(looked_up(now + 11 * MINUTE, now), "a clock that is ahead");
+        assert!(
+            looked_up(now - DAY + 5 * MINUTE, now),
+            "the first copy may have come earlier than its time"
+        );
     }
 }

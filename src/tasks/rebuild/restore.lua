@@ -29,9 +29,10 @@ end
 local given = {}
 for i = events, events_end, 2 do
   redis.call('ZADD', KEYS[2], ARGV[i], ARGV[i + 1])
+  -- At once, for a set that was too long for a listpack once never becomes one again.
+  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))
   given[ARGV[i + 1]] = true
 end
-redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 local answer = { 1 }
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do

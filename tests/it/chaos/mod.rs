@@ -17,6 +17,8 @@ mod round;
 mod services;
 mod world;
 
+use std::path::Path;
+
 use self::plan::Plan;
 
 /// Faults beside each other in a round.
@@ -37,8 +39,33 @@ fn number(name: &str, otherwise: u64) -> u64 {
 /// The faults that take the named guards out, in the language of `src/faults.rs`.
 fn without(guards: &str) -> String {
     let guards = guards.split(',').filter(|guard| !guard.is_empty());
-    let off: Vec<String> = guards.map(|guard| format!("without-{guard}=return")).collect();
+    let known = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let off = |guard: &str| {
+        let name = format!("without-{guard}");
+        assert!(
+            known.contains(&format!("\"{name}\"")),
+            "there is no guard {guard:?}"
+        );
+        format!("{name}=return")
+    };
+    let off: Vec<String> = guards.map(off).collect();
     off.join(";")
+}
+
+/// The text of all source files below a folder.
+fn sources(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| {
+            if path.is_dir() {
+                sources(&path)
+            } else {
+                std::fs::read_to_string(path).unwrap()
+            }
+        })
+        .collect()
 }
 
 #[test]
