@@ -166,7 +166,10 @@ fn sum(ledger: &Ledger) -> String {
     let parts = format!(
         "{written} written + {duplicates} duplicates + {limited} limited + {dead_letters} dead letters"
     );
-    if ledger.adds_up() {
+    if *records == 0 && ledger.adds_up() {
+        // A wrong group or range must not read like a success.
+        "0 records: there was nothing to settle".to_owned()
+    } else if ledger.adds_up() {
         format!("{records} records = {parts}: it adds up")
     } else {
         let offences = ledger.offences();

@@ -122,7 +122,7 @@ impl Worker {
         let connections = config.redis.max_connections.min(4) as usize;
         let open = |settings: RedisResult<Settings>, connections| {
             settings
-                .and_then(|settings| Redis::open(&settings, connections))
+                .and_then(|settings| Redis::for_blocks(&settings, connections))
                 .map_err(StartError::Redis)
         };
         let redis = open(Settings::state(&config.redis), connections)?;

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use futures::future::try_join_all;
+use tokio::sync::Semaphore;
 
 use self::cluster::Cluster;
 use self::node::{Limits, Node};
@@ -102,19 +103,31 @@ impl Redis {
     /// Prepares up to `connections` connections to each server; they open at their first use, so a Redis
     /// that is down does not stop the start.
     pub fn open(settings: &Settings, connections: usize) -> RedisResult<Self> {
-        Self::open_with(settings, connections, RESPONSE_TIMEOUT)
+        Self::open_with(settings, connections, RESPONSE_TIMEOUT, Semaphore::MAX_PERMITS)
+    }
+
+    /// The same for calls that each carry a block's commands: one is under way and one at the door for each connection. More
+    /// would run out of time only because the server is busy with the others, be sent again, and keep it busy for nothing.
+    pub fn for_blocks(settings: &Settings, connections: usize) -> RedisResult<Self> {
+        Self::open_with(settings, connections, RESPONSE_TIMEOUT, 2 * connections.max(1))
     }
 
     /// One connection of its own for commands that let the server wait for up to `block` before it answers. Nothing else
     /// may be sent on it: it would wait, too.
     pub fn blocking(settings: &Settings, block: Duration) -> RedisResult<Self> {
-        Self::open_with(settings, 1, block + RESPONSE_TIMEOUT)
+        Self::open_with(settings, 1, block + RESPONSE_TIMEOUT, 1)
     }
 
-    fn open_with(settings: &Settings, connections: usize, response_timeout: Duration) -> RedisResult<Self> {
+    fn open_with(
+        settings: &Settings,
+        connections: usize,
+        response_timeout: Duration,
+        calls: usize,
+    ) -> RedisResult<Self> {
         let limits = Limits {
             connections,
             response_timeout,
+            calls,
         };
         Ok(Self(Arc::new(match settings.mode() {
             RedisMode::Standalone => Transport::Standalone(Arc::new(Node::new(settings.first()?, limits)?)),

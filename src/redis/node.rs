@@ -12,6 +12,8 @@ use ::redis::{
     Client, ConnectionAddr, Pipeline, RedisError, RedisResult, ServerError, ServerErrorKind, Value,
 };
 
+use tokio::sync::Semaphore;
+
 use crate::telemetry::metrics;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,6 +26,8 @@ const GIVEN_UP_AFTER: Duration = Duration::from_millis(300);
 pub(super) struct Limits {
     pub(super) connections: usize,
     pub(super) response_timeout: Duration,
+    /// Calls under way to one server at any time; the others wait for their turn, and their time-outs with them.
+    pub(super) calls: usize,
 }
 
 /// A server.
@@ -32,6 +36,7 @@ pub(super) struct Node {
     response_timeout: Duration,
     connections: Box<[Mutex<Connection>]>,
     next: AtomicUsize,
+    turns: Semaphore,
     /// Whether a call was given up, and none has been answered since.
     suspect: AtomicBool,
 }
@@ -79,6 +84,7 @@ impl Node {
         let Limits {
             connections,
             response_timeout,
+            calls,
         } = limits;
         let connections = (0..connections.max(1))
             .map(|slot| {
@@ -95,6 +101,7 @@ impl Node {
             response_timeout,
             connections,
             next: AtomicUsize::new(0),
+            turns: Semaphore::new(calls),
             suspect: AtomicBool::new(false),
         })
     }
@@ -124,6 +131,8 @@ impl Node {
 
     /// Sends all commands in one write; one answer each, of which some may be errors of the server.
     pub(super) async fn send(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
+        // It is never closed.
+        let _turn = self.turns.acquire().await.ok();
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let used = self.slot(n % self.connections.len()).clone();
         let mut call = Call {

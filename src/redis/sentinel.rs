@@ -135,6 +135,7 @@ impl Sentinel {
         let limits = Limits {
             connections: 1,
             response_timeout: PATIENCE,
+            calls: 1,
         };
         let node = Node::new(self.settings.sentinel(sentinel)?, limits)?;
         let mut pipe = ::redis::pipe();

@@ -61,7 +61,7 @@ fn open(mode: &str, ports: &[u16], response_timeout: Duration) -> Redis {
     ];
     let config = Config::load_with(None, variables).unwrap();
     let settings = Settings::state(&config.redis).unwrap();
-    Redis::open_with(&settings, 1, response_timeout).unwrap()
+    Redis::open_with(&settings, 1, response_timeout, 8).unwrap()
 }
 
 fn incr() -> Pipeline {

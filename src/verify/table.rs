@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
-use ::clickhouse::error::Result;
+use ::clickhouse::error::{Error, Result};
 use ::clickhouse::{Client, Row};
 use backon::{ExponentialBuilder, Retryable as _};
 use serde::Deserialize;
@@ -26,6 +27,9 @@ const MODEST: [(&str, &str); 3] = [
     // A batch of keys takes a few megabytes of text.
     ("max_query_size", "33554432"),
 ];
+
+/// The server may wait for those that go before us; one that says nothing for longer than this is gone.
+const SILENCE: Duration = Duration::from_mins(5);
 
 pub(super) struct Table<'a> {
     config: &'a Config,
@@ -51,6 +55,13 @@ struct EventRow<'a> {
 /// The highest offset of each incarnation and partition, as the table has them: nothing is too odd for a foreign row.
 pub(super) type Highest = BTreeMap<(u32, u32), u64>;
 
+/// An answer, or a part of it.
+async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(SILENCE, answer)
+        .await
+        .unwrap_or(Err(Error::TimedOut))
+}
+
 impl<'a> Table<'a> {
     pub(super) fn new(config: &'a Config, max_per_second: Option<NonZeroU32>) -> Self {
         let mut client = client(&config.clickhouse)
@@ -75,7 +86,7 @@ impl<'a> Table<'a> {
             self.name,
             literal(&self.config.kafka.topic)
         );
-        let rows: Vec<(u32, u32, u64)> = self.client.query_raw(&sql).fetch_all().await?;
+        let rows: Vec<(u32, u32, u64)> = answered(self.client.query_raw(&sql).fetch_all()).await?;
         Ok(rows
             .into_iter()
             .map(|(incarnation, partition, offset)| ((incarnation, partition), offset))
@@ -92,7 +103,7 @@ impl<'a> Table<'a> {
             self.name
         );
         let mut rows = self.paced().query_raw(&sql).fetch::<(u32, u64, i64)>()?;
-        while let Some((partition, offset, time_ms)) = rows.next().await? {
+        while let Some((partition, offset, time_ms)) = answered(rows.next()).await? {
             each(partition as i32, offset as i64, time_ms);
         }
         Ok(())
@@ -167,7 +178,7 @@ impl<'a> Table<'a> {
         );
         let mut rows = self.paced().query_raw(&sql).fetch::<EventRow<'_>>()?;
         let mut key = Vec::new();
-        while let Some(row) = rows.next().await? {
+        while let Some(row) = answered(rows.next()).await? {
             match self.config.dedup.by {
                 DedupBy::Id => key::of_id(&mut key, row.project, Uuid::from_bytes(row.id)),
                 DedupBy::Content => key::of_content(&mut key, row.project, row.user, row.name, row.time_ms),
@@ -196,7 +207,7 @@ impl<'a> Table<'a> {
             self.ours(),
         );
         let mut rows = self.client.query_raw(&sql).fetch::<u64>()?;
-        while let Some(offset) = rows.next().await? {
+        while let Some(offset) = answered(rows.next()).await? {
             each(offset);
         }
         Ok(())
@@ -218,7 +229,7 @@ impl<'a> Table<'a> {
         let wanted: HashSet<&[u8]> = keys.iter().copied().collect();
         let mut rows = self.client.query_raw(&sql).fetch::<(String, String)>()?;
         let (mut found, mut key) = (HashSet::new(), Vec::new());
-        while let Some((token, id)) = rows.next().await? {
+        while let Some((token, id)) = answered(rows.next()).await? {
             if let Ok(id) = Uuid::try_parse(&id) {
                 key::of_id(&mut key, &token, id);
                 // Ids that were asked for under another token are among the answers.
@@ -253,7 +264,7 @@ impl<'a> Table<'a> {
             .query_raw(&sql)
             .fetch::<(String, String, String, i64)>()?;
         let mut found = HashSet::new();
-        while let Some((token, distinct_id, event, ms)) = rows.next().await? {
+        while let Some((token, distinct_id, event, ms)) = answered(rows.next()).await? {
             let mut key = Vec::new();
             key::of_content(&mut key, &token, &distinct_id, &event, ms);
             found.insert(key);
