@@ -72,9 +72,17 @@ fn switched_off_the_table_is_not_asked() {
 }
 
 #[test]
-fn a_day_is_not_old_and_costs_no_query() {
+fn what_happened_today_is_not_old_and_costs_no_query() {
     let scene = Scene::new("beyondnone", 1);
-    scene.produce(vec![old("1", 0)]);
+    let hours_ago = |hours| jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+    let event = |hours: i64| {
+        let payload = format!(
+            r#"{{"token":"t","event":"e","distinct_id":"d","uuid":"{hours}","timestamp":"{}"}}"#,
+            hours_ago(hours)
+        );
+        Record::of(0, payload)
+    };
+    scene.produce([0, 12, 23].map(event).into());
     let worker = scene.start().ready();
     scene.settled();
     assert_eq!(worker.metric("sluice_beyond_window_lookups_total"), Some(0.0));
