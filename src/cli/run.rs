@@ -214,7 +214,8 @@ fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> an
         ("kafka.topic", kafka.topic.clone()),
         ("kafka.dead_letter_topic", kafka.dead_letter_topic.clone()),
     ];
-    if config.rate_limit.enabled && config.rate_limit.when_over == WhenOver::Overflow {
+    let limits = &config.rate_limit;
+    if limits.enabled && (limits.when_over == WhenOver::Overflow || limits.allow_list) {
         topics.push(("kafka.overflow_topic", kafka.overflow_topic.clone()));
     }
     let topics: Arc<[_]> = topics.into();

@@ -292,6 +292,10 @@ fn values_that_do_not_fit_each_other_are_refused_by_both() {
             ["kafka.topic = \"events\"", "kafka.dead_letter_topic"],
         ),
         (
+            "[rate_limit]\nallow_list = true\nenabled = false",
+            ["rate_limit.allow_list = true", "rate_limit.enabled = false"],
+        ),
+        (
             "[worker]\nmax_in_flight_bytes = 2000000",
             ["max_in_flight_bytes = 2000000", "max_bytes = 33554432"],
         ),

@@ -202,6 +202,13 @@ fn cross_check(config: &Config, layers: &mut Layers) {
             }
         }
     }
+    if config.rate_limit.allow_list && !config.rate_limit.enabled {
+        layers.problem(
+            "rate_limit.allow_list = true and rate_limit.enabled = false: to be on the list is a matter of limits; switch \
+             both on or the list off"
+                .to_owned(),
+        );
+    }
     let (held, block) = (config.worker.max_in_flight_bytes, config.batch.max_bytes);
     if held < 2 * block {
         layers.problem(format!(

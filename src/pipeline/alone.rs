@@ -145,6 +145,7 @@ mod tests {
         Limit {
             events,
             window_seconds: 1,
+            listed: true,
         }
     }
 

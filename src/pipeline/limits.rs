@@ -12,6 +12,7 @@ use ::redis::{FromRedisValue as _, Value};
 use super::Worker;
 use super::retry::until_done;
 use crate::config::RateLimit;
+use crate::redis::COMMANDS_AT_ONCE;
 use crate::telemetry::{Service, metrics};
 
 /// How long a token's own limit is used before it is read again.
@@ -30,6 +31,8 @@ pub(super) struct Limit {
     /// Events a window; `None` is unlimited, 0 is blocked.
     pub(super) events: Option<u64>,
     pub(super) window_seconds: u64,
+    /// Whether its token may send at all. What is not listed waits for no permit: it would hold up its partition for ever.
+    pub(super) listed: bool,
 }
 
 /// Limits by token: the configured one, or the token's own from Redis.
@@ -48,20 +51,21 @@ impl Limits {
             default: Limit {
                 events: Some(config.limit),
                 window_seconds: config.window_seconds,
+                listed: true,
             },
             listed_only: config.allow_list,
             known: Mutex::default(),
         }
     }
 
-    /// The limit of each token. Those not read lately are read now, in one round trip.
+    /// The limit of each token. Those not read lately are read now.
     pub(super) async fn of(&self, worker: &Worker, tokens: &[String]) -> Vec<Limit> {
         let now = Instant::now();
         let mut limits = self.look_up(tokens, now);
         let unknown: Vec<usize> = (0..tokens.len()).filter(|&i| !limits[i].1).collect();
-        if !unknown.is_empty() {
+        for unknown in unknown.chunks(COMMANDS_AT_ONCE) {
             let mut pipe = ::redis::pipe();
-            for &i in &unknown {
+            for &i in unknown {
                 pipe.cmd("GET").arg(worker.keys.rate_limit_override(&tokens[i]));
                 if self.listed_only {
                     pipe.cmd("SISMEMBER")
@@ -71,16 +75,13 @@ impl Limits {
             }
             let ask = async || worker.redis.look_up(&pipe).await;
             let mut read = until_done(Service::Redis, "read limits", ask).await.into_iter();
-            for &i in &unknown {
+            for &i in unknown {
                 let own = read.next().unwrap_or_default();
                 let listed = self.listed_only.then(|| read.next().unwrap_or_default());
                 limits[i].0 = if listed.is_none_or(is_listed) {
                     self.own(&tokens[i], own, limits[i].0)
                 } else {
-                    Limit {
-                        events: Some(0),
-                        ..self.default
-                    }
+                    self.unlisted()
                 };
             }
             self.keep(unknown.iter().map(|&i| (&tokens[i], limits[i].0)), now);
@@ -88,10 +89,25 @@ impl Limits {
         limits.into_iter().map(|(limit, _)| limit).collect()
     }
 
-    /// The limit of each token as far as it is known; Redis is not asked.
+    /// The limit of each token as far as it is known; Redis is not asked. Of whom nothing is known, nothing passes where
+    /// only listed tokens may send.
     pub(super) fn known(&self, tokens: &[String]) -> Vec<Limit> {
-        let known = self.look_up(tokens, Instant::now());
-        known.into_iter().map(|(limit, _)| limit).collect()
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let otherwise = if self.listed_only {
+            self.unlisted()
+        } else {
+            self.default
+        };
+        let limit = |token| known.get(token).map_or(otherwise, |(limit, _)| *limit);
+        tokens.iter().map(limit).collect()
+    }
+
+    fn unlisted(&self) -> Limit {
+        Limit {
+            events: Some(0),
+            listed: false,
+            ..self.default
+        }
     }
 
     /// What a token's own limit in Redis says; the one `before` where it says nothing that can be used.
@@ -131,6 +147,10 @@ impl Limits {
     fn keep<'a>(&self, read: impl Iterator<Item = (&'a String, Limit)>, now: Instant) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() > MOST_KNOWN {
+            // Anybody can send any number of tokens: that must not make us forget whom an operator has blocked.
+            known.retain(|_, (limit, _)| limit.listed && *limit != self.default);
+        }
+        if known.len() > MOST_KNOWN {
             known.clear();
         }
         known.extend(read.map(|(token, limit)| (token.clone(), (limit, now))));
@@ -156,6 +176,7 @@ fn parse(text: &str, window_seconds: u64) -> Option<Limit> {
         return Some(Limit {
             events: None,
             window_seconds,
+            listed: true,
         });
     }
     let (events, window_seconds) = match text.split_once('/') {
@@ -168,6 +189,7 @@ fn parse(text: &str, window_seconds: u64) -> Option<Limit> {
     Some(Limit {
         events: Some(events.trim().parse().ok()?),
         window_seconds,
+        listed: true,
     })
 }
 
@@ -181,6 +203,7 @@ mod tests {
         let blocked = Limit {
             events: Some(0),
             window_seconds: 60,
+            listed: true,
         };
         let (now, token) = (Instant::now(), "t".to_owned());
         let tokens = std::slice::from_ref(&token);
@@ -191,7 +214,20 @@ mod tests {
         limits.keep(others.iter().map(|other| (other, limits.default)), now);
         limits.keep(others.iter().take(1).map(|other| (other, limits.default)), now);
         assert_eq!(block, [(blocked, true)]);
-        assert_eq!(limits.look_up(tokens, now), [(limits.default, false)]);
+        assert_eq!(
+            limits.known(tokens),
+            [blocked],
+            "made-up tokens are forgotten first"
+        );
+        assert_eq!(limits.look_up(&others[1..2], now), [(limits.default, false)]);
+        let own = others.iter().map(|other| (other, blocked));
+        limits.keep(own, now);
+        limits.keep(others.iter().take(1).map(|other| (other, blocked)), now);
+        assert_eq!(
+            limits.look_up(tokens, now),
+            [(limits.default, false)],
+            "bounded all the same"
+        );
         limits.keep([(&token, blocked)].into_iter(), now);
         let later = now + REFRESH + Duration::from_millis(1);
         assert_eq!(
@@ -202,11 +238,23 @@ mod tests {
     }
 
     #[test]
+    fn of_whom_nothing_is_known_nothing_passes_where_only_listed_tokens_may_send() {
+        let config = |allow_list| RateLimit {
+            allow_list,
+            ..RateLimit::default()
+        };
+        let of_stranger = |allow_list| Limits::new(&config(allow_list)).known(&["t".to_owned()])[0].events;
+        assert_eq!(of_stranger(true), Some(0));
+        assert_eq!(of_stranger(false), Some(RateLimit::default().limit));
+    }
+
+    #[test]
     fn a_tokens_own_limit_is_read_or_refused() {
         let limit = |events, window_seconds| {
             Some(Limit {
                 events,
                 window_seconds,
+                listed: true,
             })
         };
         assert_eq!(parse("50", 60), limit(Some(50), 60));

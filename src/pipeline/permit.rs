@@ -15,6 +15,7 @@ use crate::config::WhenOver;
 use crate::event::Decoded;
 use crate::faults;
 use crate::kafka::committer::CommitError;
+use crate::redis::COMMANDS_AT_ONCE;
 use crate::telemetry::Service;
 
 /// A window is counted in this many buckets; a permit counts for up to one bucket longer than the window.
@@ -163,8 +164,7 @@ impl Partition {
             worker.source.field(self.number)
         };
         let committed = self.frontier.acknowledged();
-        let mut pipe = ::redis::Pipeline::with_capacity(groups.len());
-        for group in groups {
+        let call = |group: &Candidates| {
             let token = &decoded.tokens[group.token];
             let (first, distances) =
                 distances(group.events.iter().map(|&event| decoded.events[event].offset));
@@ -180,16 +180,19 @@ impl Partition {
             call.arg(window_ms)
                 .arg(bucket_ms(group.limit))
                 .arg(worker.config.dedup.window_seconds);
+            let wait = wait && group.limit.listed;
             call.arg(u8::from(rewound)).arg(u8::from(wait)).arg(distances);
-            pipe.add_command(call);
+            call
+        };
+        let mut answers = Vec::with_capacity(groups.len());
+        for groups in groups.chunks(COMMANDS_AT_ONCE) {
+            let mut pipe = ::redis::Pipeline::with_capacity(groups.len());
+            for group in groups {
+                pipe.add_command(call(group));
+            }
+            answers.extend(worker.redis.scripted(&[script], &pipe).await?);
         }
-        worker
-            .redis
-            .scripted(&[script], &pipe)
-            .await?
-            .into_iter()
-            .map(answer)
-            .collect()
+        answers.into_iter().map(answer).collect()
     }
 
     /// Redis knows of the commit `stored`, later than the one that the call had. Either somebody else owns the partition

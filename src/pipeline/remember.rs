@@ -34,7 +34,7 @@ impl Partition {
         }
         let mut batch = Batch::default();
         let mut profiles = Pipeline::new();
-        self.tokens(&mut batch.pipe, decoded, &written);
+        self.tokens(&mut batch, decoded, &written).await;
         for user in Users::of(decoded, &written).each() {
             self.properties(&mut batch, &mut profiles, &user);
             self.timeline(&mut batch.pipe, &user);
@@ -67,7 +67,7 @@ impl Partition {
     }
 
     /// Counters and recent actions, a call for each token.
-    fn tokens(&self, pipe: &mut Pipeline, decoded: &Decoded, written: &[&Event]) {
+    async fn tokens(&self, batch: &mut Batch, decoded: &Decoded, written: &[&Event]) {
         let worker = &self.worker;
         let mut by_token: Vec<Vec<&Event>> = vec![Vec::new(); decoded.tokens.len()];
         for &event in written {
@@ -95,7 +95,10 @@ impl Partition {
             for event in &events[events.len().saturating_sub(RECENT_ACTIONS)..] {
                 call.arg(event.offset).arg(action(decoded, event));
             }
-            pipe.add_command(call);
+            batch.pipe.add_command(call);
+            if batch.pipe.len() >= COMMANDS_AT_ONCE {
+                self.flush(batch).await;
+            }
         }
     }
 

@@ -13,12 +13,22 @@ if ARGV[1] ~= '' then
     return -1
   end
 end
+if ARGV[3] == 'kept' then
+  -- The new text first: where its slot is on the way to another node, a list that was empty for a moment could not be
+  -- filled again.
+  for _, task in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+    if task == ARGV[2] then
+      redis.call('LPUSH', KEYS[1], ARGV[4])
+      redis.call('LREM', KEYS[1], -1, ARGV[2])
+      return 0
+    end
+  end
+  return -1
+end
 if redis.call('LREM', KEYS[1], 1, ARGV[2]) == 0 then
   return -1
 end
-if ARGV[3] == 'kept' then
-  redis.call('LPUSH', KEYS[1], ARGV[4])
-elseif ARGV[3] == 'next' then
+if ARGV[3] == 'next' then
   redis.call('RPUSH', KEYS[3], ARGV[4])
 elseif ARGV[3] == 'later' then
   redis.call('ZADD', KEYS[4], string.format('%.0f', now + tonumber(ARGV[5])), ARGV[4])

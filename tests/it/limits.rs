@@ -404,6 +404,25 @@ fn a_replayed_reject_takes_over_its_claim_and_is_written_once() {
 }
 
 #[test]
+fn a_token_that_is_not_listed_does_not_hold_up_a_partition_that_waits() {
+    let mut scene = Scene::new("strangers", 1);
+    scene.set("rate_limit.when_over", "wait");
+    scene.set("rate_limit.allow_list", "true");
+    let list = scene.key("config:tokens");
+    scene.redis().sadd::<_, _, ()>(&list, "known").unwrap();
+    scene.produce(
+        (0..20)
+            .map(|n| event(0, ["stranger", "known"][n % 2], n))
+            .collect(),
+    );
+    let worker = scene.start().ready();
+    scene.settled();
+    assert_eq!(rows_by_token(&scene), [("known".to_owned(), 10)].into());
+    assert_eq!(scene.rejects(&scene.overflow).len(), 10);
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
 fn a_partition_that_waits_hears_of_a_new_limit() {
     let mut scene = Scene::new("unblocked", 1);
     scene.set("rate_limit.when_over", "wait");
