@@ -351,8 +351,9 @@ fn query_results_are_made_anew_before_they_expire_and_when_they_are_gone() {
     });
     let refreshed = "sluice_tasks_total{kind=\"refresh-query\",outcome=\"done\"}";
     eventually("the task is counted", PATIENCE, || {
+        // Each look since the first refresh began may have asked for one more.
         let counted = worker.metric(refreshed);
-        seen(counted == Some(1.0), format_args!("{counted:?}"))
+        seen(counted >= Some(1.0), format_args!("{counted:?}"))
     });
 
     // One that is gone is made by warming.
