@@ -326,7 +326,7 @@ fn overflow_is_worked_off_within_the_limit_by_a_second_worker_that_waits() {
 }
 
 #[test]
-#[ignore = "takes four minutes"]
+#[ignore = "takes three minutes: make test ARGS=\"--ignored a_flood_ten\""]
 fn a_flood_ten_times_over_its_limit_is_worked_off() {
     worked_off("tentimes", 1_000, 20, 10_000);
 }
