@@ -69,10 +69,7 @@ pub(crate) fn run(stack: &Stack, events: u64, rounds: usize, rows: u64) {
                 events as f64 / run.seconds
             );
             runs.push(run);
-            stack.query(&format!(
-                "DELETE FROM {DATABASE}.events WHERE kafka_topic = '{}'",
-                case.topic
-            ));
+            forget(stack, case.topic);
         }
     }
     let mut table = Table::new();
@@ -96,6 +93,13 @@ pub(crate) fn run(stack: &Stack, events: u64, rounds: usize, rows: u64) {
     println!("{}", aligned(table));
 }
 
+/// Takes the rows of a topic out of the table, as a mutation: a lightweight delete is refused where there is a projection.
+fn forget(stack: &Stack, topic: &str) {
+    stack.query(&format!(
+        "ALTER TABLE {DATABASE}.events DELETE WHERE kafka_topic = '{topic}' SETTINGS mutations_sync = 1"
+    ));
+}
+
 /// Makes the rows of before out of those of one run: each again with other ids, until there are enough.
 fn fill(stack: &Stack, events: u64, rows: u64) {
     worker::run_into(stack, DATABASE, "beyond_all", events, |command| {
@@ -107,9 +111,7 @@ fn fill(stack: &Stack, events: u64, rows: u64) {
         "CREATE TABLE {DATABASE}.seed ENGINE = Memory AS SELECT token, event, distinct_id, timestamp \
          FROM {DATABASE}.events LIMIT {CHUNK}"
     ));
-    stack.query(&format!(
-        "DELETE FROM {DATABASE}.events WHERE kafka_topic = 'beyond_all'"
-    ));
+    forget(stack, "beyond_all");
     let count = || -> u64 {
         let count = stack.query(&format!("SELECT count() FROM {DATABASE}.events FORMAT TSV"));
         count.parse().expect("a number")

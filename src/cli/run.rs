@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::CliError;
 use crate::api::{self, Api};
 use crate::clickhouse;
-use crate::config::{Config, RedisMode, WhenOver};
+use crate::config::{Config, OnRedisDown, RedisMode, WhenOver};
 use crate::health::{self, Health, Prober, probes};
 use crate::kafka::consumer;
 use crate::kafka::producer::Rejects;
@@ -215,7 +215,9 @@ fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> an
         ("kafka.dead_letter_topic", kafka.dead_letter_topic.clone()),
     ];
     let limits = &config.rate_limit;
-    if limits.enabled && (limits.when_over == WhenOver::Overflow || limits.allow_list) {
+    // What was judged without Redis may be decided otherwise by the worker that recovers it.
+    let is_needed = limits.when_over == WhenOver::Overflow || limits.allow_list;
+    if limits.enabled && is_needed || limits.on_redis_down == OnRedisDown::Local {
         topics.push(("kafka.overflow_topic", kafka.overflow_topic.clone()));
     }
     let topics: Arc<[_]> = topics.into();

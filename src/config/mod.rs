@@ -161,7 +161,7 @@ pub struct Dedup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// Many events a key: about 30 bytes an event. The window is 45 days at the most.
+    /// Many events a key: 30 bytes an event in the first window, 37 from then on. The window is 45 days at the most.
     Packed,
     /// One key an event: about 200 bytes an event.
     Keys,

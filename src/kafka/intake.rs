@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::metadata::{Announcement, Previous, Refusal, Start};
+use super::metadata::{Announcement, Previous};
+use super::position::{Refusal, Start};
 use crate::event::Record;
 use crate::pipeline::block::{Cut, InFlight, Open, fingerprint};
 use crate::pipeline::lane::Lane;

@@ -4,6 +4,8 @@ pub mod committer;
 pub mod consumer;
 pub mod intake;
 pub mod metadata;
+mod poll;
+pub mod position;
 pub mod producer;
 mod reach;
 mod rebalance;

@@ -19,7 +19,8 @@ use tokio::runtime::Handle;
 
 use super::committer::{Committer, Ownership};
 use super::intake::{AtEnd, Intake};
-use super::metadata::{Refusal, Start, UnknownVersion};
+use super::metadata::UnknownVersion;
+use super::position::{Refusal, Start};
 use super::reach::Reach;
 use super::start::{self, Asked, Committed};
 use crate::faults;

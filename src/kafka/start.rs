@@ -1,6 +1,6 @@
 //! Asks Kafka where partitions start: what the group has committed, and where the topic begins and ends.
 //!
-//! Owns these questions and their patience. What the answers mean is decided in [`super::metadata`].
+//! Owns these questions and their patience. What the answers mean is decided in [`super::position`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 
-use super::metadata::{self, Refusal, Start};
+use super::position::{self, Refusal, Start};
 use crate::config;
 
 /// Time for each question.
@@ -82,7 +82,7 @@ pub(super) fn ask<C: ConsumerContext>(
     let offset = committed.offset.as_ref().map(|(offset, text)| (*offset, &**text));
     match bounds {
         Err(error) => Asked::Unknown(error),
-        Ok((low, high)) => match metadata::start(offset, low, high, kafka.incarnation) {
+        Ok((low, high)) => match position::start(offset, low, high, kafka.incarnation) {
             Ok(start) => Asked::Starts(start),
             Err(refusal) => Asked::Refused(refusal),
         },

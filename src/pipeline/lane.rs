@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::block::{Block, Outstanding};
 use super::{Dropped, Partition, Prepared, Worker, recovery, timed};
 use crate::kafka::committer::Committer;
-use crate::kafka::metadata::SetBy;
+use crate::kafka::position::SetBy;
 use crate::telemetry::Stage;
 
 /// How long a settled block waits for the next one's announcement to carry its commit.

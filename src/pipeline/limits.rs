@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::redis::{FromRedisValue as _, Value};
+use ::redis::{ErrorKind, FromRedisValue as _, RedisError, Value};
 
 use super::Worker;
 use super::retry::until_done;
@@ -26,7 +26,7 @@ const SHOWN_CHARS: usize = 100;
 const MOST_KNOWN: usize = 100_000;
 
 /// How many events pass in how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Limit {
     /// Events a window; `None` is unlimited, 0 is blocked.
     pub(super) events: Option<u64>,
@@ -65,6 +65,9 @@ impl Limits {
         let unknown: Vec<usize> = (0..tokens.len()).filter(|&i| !limits[i].1).collect();
         for unknown in unknown.chunks(COMMANDS_AT_ONCE) {
             let mut pipe = ::redis::pipe();
+            if self.listed_only {
+                pipe.cmd("SCARD").arg(worker.keys.allow_list());
+            }
             for &i in unknown {
                 pipe.cmd("GET").arg(worker.keys.rate_limit_override(&tokens[i]));
                 if self.listed_only {
@@ -73,7 +76,13 @@ impl Limits {
                         .arg(&tokens[i]);
                 }
             }
-            let ask = async || worker.redis.look_up(&pipe).await;
+            let ask = async || {
+                let mut read = worker.redis.look_up(&pipe).await?;
+                if self.listed_only && read.remove(0) == Value::Int(0) {
+                    return Err(no_list());
+                }
+                Ok(read)
+            };
             let mut read = until_done(Service::Redis, "read limits", ask).await.into_iter();
             for &i in unknown {
                 let own = read.next().unwrap_or_default();
@@ -155,6 +164,13 @@ impl Limits {
         }
         known.extend(read.map(|(token, limit)| (token.clone(), (limit, now))));
     }
+}
+
+/// Nobody is on the list. That is what a Redis says that has lost its data, and what no operator would want: events are
+/// waited with, rather than sent to overflow, all of them.
+fn no_list() -> RedisError {
+    let what = "config:tokens is empty, so no token at all may send events (rate_limit.allow_list); waiting for its first";
+    (ErrorKind::UnexpectedReturnType, what).into()
 }
 
 /// Whether a token is on the allow-list, as far as that can be used.

@@ -14,6 +14,7 @@ mod decode;
 mod frontier;
 mod limits;
 mod permit;
+mod profiles;
 mod recovery;
 mod reject;
 mod remember;
@@ -181,6 +182,10 @@ impl Partition {
         let mut outcomes = timed(Stage::Claim, self.claim(block, &decoding.events)).await?;
         faults::moment("after-claim").await;
         let unlimited = self.passes_unasked(block, kind);
+        if kind == Kind::Recovery && (unlimited || self.may_go_alone()) {
+            // An earlier attempt may have been without Redis: what it took for duplicates has no claim, but a row.
+            self.look_up_passing(&decoding.events, &mut outcomes).await;
+        }
         if !unlimited {
             timed(Stage::Permit, self.permit(block, &decoding.events, &mut outcomes)).await?;
             faults::moment("after-permit").await;

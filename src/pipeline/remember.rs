@@ -33,7 +33,7 @@ impl Partition {
             return;
         }
         let mut batch = Batch::default();
-        let mut profiles = Pipeline::new();
+        let mut profiles = Vec::new();
         self.tokens(&mut batch, decoded, &written).await;
         for user in Users::of(decoded, &written).each() {
             self.properties(&mut batch, &mut profiles, &user);
@@ -43,10 +43,7 @@ impl Partition {
             }
         }
         self.flush(&mut batch).await;
-        if !profiles.is_empty() {
-            let drop_profiles = async || self.worker.cache.pipeline(&profiles).await;
-            until_done(Service::Redis, "drop cached profiles", drop_profiles).await;
-        }
+        self.worker.profiles.drop(profiles).await;
     }
 
     /// Sends what has gathered, and begins anew.
@@ -102,8 +99,8 @@ impl Partition {
         }
     }
 
-    /// A user's properties, one call if there are changes, and the command that drops the cached profile.
-    fn properties(&self, batch: &mut Batch, profiles: &mut Pipeline, user: &User<'_>) {
+    /// A user's properties, one call if there are changes, and the key of the cached profile, to be dropped.
+    fn properties(&self, batch: &mut Batch, profiles: &mut Vec<String>, user: &User<'_>) {
         let worker = &self.worker;
         let mut changes = Vec::new();
         for event in user.events {
@@ -131,9 +128,7 @@ impl Partition {
         }
         batch.users.push(batch.pipe.len());
         batch.pipe.add_command(call);
-        profiles
-            .cmd("DEL")
-            .arg(worker.keys.cached_user(user.token, user.distinct_id));
+        profiles.push(worker.keys.cached_user(user.token, user.distinct_id));
     }
 
     /// A user's timeline: added to, trimmed and given its time to live in the same round trip.

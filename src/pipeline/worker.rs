@@ -16,6 +16,7 @@ use super::alone::Slowing;
 use super::block::InFlight;
 use super::claim::{Claims, mark_layout};
 use super::limits::Limits;
+use super::profiles::Profiles;
 use super::retry::until_done;
 use super::source::{Register, Source};
 use super::spare::Spare;
@@ -91,7 +92,7 @@ pub struct Worker {
     /// Sends dead letters and overflow.
     pub rejects: Rejects,
     pub(super) redis: Redis,
-    pub(super) cache: Redis,
+    pub(super) profiles: Arc<Profiles>,
     pub(super) clickhouse: Client,
     pub(super) table: EventsTable,
     pub(super) keys: Keys,
@@ -166,7 +167,7 @@ impl Worker {
             health,
             rejects,
             redis,
-            cache,
+            profiles: Profiles::new(cache),
             clickhouse,
             table,
             keys,

@@ -6,7 +6,7 @@ use super::{Redis, Script};
 
 /// The commands of the stages, the read API and the tasks, by themselves or in scripts. Beside them: EVALSHA and SCRIPT LOAD, which
 /// trying these needs, too, and for a connection what Redis asks for.
-const COMMANDS: [&str; 37] = [
+const COMMANDS: [&str; 38] = [
     "blmove",
     "client|id",
     "client|unblock",
@@ -30,6 +30,7 @@ const COMMANDS: [&str; 37] = [
     "ltrim",
     "pexpire",
     "rpush",
+    "scard",
     "set",
     "setrange",
     "sismember",

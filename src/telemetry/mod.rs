@@ -55,6 +55,7 @@ const BEYOND_WINDOW_LOOKUPS: &str = "sluice_beyond_window_lookups_total";
 const BEYOND_WINDOW_EVENTS: &str = "sluice_beyond_window_events_total";
 const USER_PROPERTIES_CUT: &str = "sluice_user_properties_cut_total";
 const EVENTS_WITHOUT_REDIS: &str = "sluice_events_without_redis_total";
+const STALE_PROFILES: &str = "sluice_stale_profiles_total";
 const BLOCKS_UNREMEMBERED: &str = "sluice_blocks_unremembered_total";
 const VIEWS_DOUBTFUL: &str = "sluice_views_doubtful_total";
 const ANNOUNCEMENTS_LOST: &str = "sluice_announcements_lost_total";
@@ -73,7 +74,12 @@ const TASKS_RUNNING: &str = "sluice_tasks_running";
 const TASKS_PARKED: &str = "sluice_tasks_parked";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 30] = [
+const COUNTERS: [(&str, Unit, &str); 31] = [
+    (
+        STALE_PROFILES,
+        Unit::Count,
+        "Cached profiles of changed users that stay until they expire: the cache was away for too long.",
+    ),
     (
         EVENTS_WITHOUT_REDIS,
         Unit::Count,
@@ -340,6 +346,7 @@ pub struct Metrics {
     pub beyond_window_events: Counter,
     pub announcements_lost: Counter,
     pub bad_overrides: Counter,
+    pub stale_profiles: Counter,
     pub redis_reconnects: Counter,
     pub redis_failovers: Counter,
     pub redis_redirects: Counter,
@@ -382,6 +389,7 @@ impl Metrics {
             beyond_window_events: counter!(BEYOND_WINDOW_EVENTS),
             announcements_lost: counter!(ANNOUNCEMENTS_LOST),
             bad_overrides: counter!(BAD_OVERRIDES),
+            stale_profiles: counter!(STALE_PROFILES),
             redis_reconnects: counter!(REDIS_RECONNECTS),
             redis_failovers: counter!(REDIS_FAILOVERS),
             redis_redirects: counter!(REDIS_REDIRECTS),

@@ -7,7 +7,8 @@ use anyhow::{Context as _, bail};
 use super::questions::{Committed, Questions, RETRY};
 use super::range::{BadRange, Bound, Options, Range};
 use super::records::{Reader, Span};
-use crate::kafka::metadata::{self, Metadata};
+use crate::kafka::metadata::Metadata;
+use crate::kafka::position;
 
 /// The ranges that are read.
 #[derive(Debug, Default)]
@@ -80,7 +81,7 @@ impl Scope {
             end: end.max(start),
         };
         let (low, high) = questions.watermarks(&kafka.topic, partition)?;
-        let start = metadata::start(committed, low, high, kafka.incarnation)
+        let start = position::start(committed, low, high, kafka.incarnation)
             .with_context(|| format!("partition {partition} of {}", kafka.topic))?;
         let settled = start.committed.max(low);
         self.ahead.push(span(settled, high));

@@ -76,3 +76,33 @@ fn without_redis_events_flow_on_and_duplicates_are_told_by_the_table() {
     );
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_block_judged_without_redis_is_recovered_without_a_second_row() {
+    let mut scene = Scene::private("alone-recovered", 1);
+    scene.set("rate_limit.on_redis_down", "local");
+    // Of now: its age tells nobody to look in the table.
+    let now = jiff::Timestamp::now();
+    let resent = Record::of(
+        0,
+        format!(r#"{{"token":"t","event":"e","distinct_id":"d","uuid":"the same","timestamp":"{now}"}}"#),
+    );
+    let first = scene.start_failing("after-announce=1*off->1*return", &[]).ready();
+    let stack = scene.stack.as_ref().unwrap();
+    stack.stop(Service::Redis);
+    scene.produce(vec![resent.clone()]);
+    rows(&scene, 1);
+    // Taken for a duplicate by its row, and never claimed. The block is announced, and nobody knows what became of it.
+    scene.produce(vec![resent]);
+    first.dies();
+    stack.start(Service::Redis);
+    let worker = scene.start().ready();
+    scene.settled();
+    rows(&scene, 1);
+    assert_eq!(scene.rejects(&scene.overflow), [], "what it was must be seen");
+    assert_eq!(
+        worker.metric(r#"sluice_blocks_total{kind="recovery"}"#),
+        Some(1.0)
+    );
+    assert_eq!(worker.terminate().code(), Some(0));
+}

@@ -88,3 +88,23 @@ fn what_happened_today_is_not_old_and_costs_no_query() {
     assert_eq!(worker.metric("sluice_beyond_window_lookups_total"), Some(0.0));
     assert_eq!(worker.terminate().code(), Some(0));
 }
+
+#[test]
+fn a_worker_that_is_behind_by_more_than_the_window_looks_for_what_has_expired() {
+    let scene = Scene::new("beyondbehind", 1);
+    let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(48);
+    // Sent soon after its event, and read two days later.
+    let sent = |minutes: i64| Record {
+        timestamp: Some(at.as_millisecond() + minutes * 60_000),
+        ..Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"e","distinct_id":"d","uuid":"1","timestamp":"{at}"}}"#),
+        )
+    };
+    scene.produce(vec![sent(1)]);
+    settle(&scene);
+    forget(&scene);
+    scene.produce(vec![sent(5)]);
+    settle(&scene);
+    assert_eq!(offsets(&scene), [0]);
+}

@@ -238,6 +238,24 @@ fn a_token_that_is_not_on_the_allow_list_goes_to_overflow() {
         seen(rows.contains_key("stranger"), format_args!("{rows:?}"))
     });
     assert_eq!(worker.metric("sluice_bad_overrides_total"), Some(0.0));
+    // Gone, as after a loss of data: nothing goes to overflow for it.
+    redis.del::<_, ()>(&list).unwrap();
+    scene.produce((0..10).map(|n| event(0, "late", n)).collect());
+    eventually("the loss is told", Duration::from_secs(30), || {
+        let told = scene.logged("config:tokens is empty");
+        seen(told > 0, told)
+    });
+    let check = scene.sluice(&["check"]);
+    assert_eq!(check.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&check.stdout);
+    assert!(told.contains("config:tokens is empty"), "{told}");
+    let sent = scene.rejects(&scene.overflow).len();
+    redis
+        .sadd::<_, _, ()>(&list, &["known", "free", "late"][..])
+        .unwrap();
+    scene.settled();
+    assert_eq!(rows_by_token(&scene)["late"], 10);
+    assert_eq!(scene.rejects(&scene.overflow).len(), sent);
     redis.del::<_, ()>(&list).unwrap();
     redis.set::<_, _, ()>(&list, "known,free").unwrap();
     eventually("a list that is none is told", Duration::from_secs(30), || {

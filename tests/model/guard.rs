@@ -53,7 +53,7 @@ pub(crate) enum Guard {
     RejectsBeforeAdvance,
     /// 11: where the records changed, inserts of the old announcement are waited out. `pipeline/recovery.rs`
     WaitOutLost,
-    /// An announced block that the topic does not reach stops the partition. `kafka/intake.rs`, `kafka/metadata.rs`
+    /// An announced block that the topic does not reach stops the partition. `kafka/intake.rs`, `kafka/position.rs`
     StopAtShortEnd,
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn lane_mut(state: &mut State, at: At) -> &mut Lane {
         .expect("a lane")
 }
 
-/// The partition is assigned and starts: `kafka/rebalance.rs`, `kafka/start.rs`, `metadata::start`.
+/// The partition is assigned and starts: `kafka/rebalance.rs`, `kafka/start.rs`, `position::start`.
 pub(crate) fn assign(s: &Scenario, state: &mut State, at: At) {
     let topic = state.topic[at.partition];
     let group = &mut state.group[at.partition];

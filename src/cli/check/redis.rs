@@ -13,7 +13,8 @@ const OLDEST: u32 = 7;
 /// The server of claims, limits and timelines.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let found = find(Settings::state(&config.redis), config).await;
-    findings(found, |server| {
+    let is_found = found.is_ok();
+    let mut findings = findings(found, |server| {
         let shared = config.redis.cache_url.is_none();
         let mut findings = about(server.info.as_deref(), |info| {
             let mut findings = vec![version(info)];
@@ -25,7 +26,34 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
             config.clickhouse.insert_deadline_seconds,
         ));
         findings
-    })
+    });
+    if config.rate_limit.allow_list && is_found {
+        findings.push(allow_list(config).await);
+    }
+    findings
+}
+
+/// Who may send events at all.
+async fn allow_list(config: &Config) -> Finding {
+    let subject = "allow-list";
+    let key = Keys::new(&config.redis.key_prefix).allow_list();
+    let ask = async || -> RedisResult<u64> {
+        let redis = Redis::open(&Settings::state(&config.redis)?, 1)?;
+        redis.command(redis::cmd("SCARD").arg(&key)).await
+    };
+    match ask().await {
+        Ok(0) => Finding::problem(
+            subject,
+            format!("{key} is empty: workers wait, for no token may send events (rate_limit.allow_list)"),
+            format!("SADD {key} TOKEN for each that may"),
+        ),
+        Ok(tokens) => Finding::good(subject, format!("{tokens} tokens in {key}")),
+        Err(error) => Finding::problem(
+            subject,
+            format!("{key}: {error}"),
+            "it is to be a set of tokens; as long as it is none, every token may send events",
+        ),
+    }
 }
 
 /// The server of what can be computed again: it may forget.

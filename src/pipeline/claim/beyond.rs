@@ -103,7 +103,8 @@ impl Partition {
     }
 
     /// The query for the rows of the same events. What is asked for comes as a table of its own, which a key
-    /// condition takes whole.
+    /// condition takes whole: it says which granules are read. What is read first of these is the one column that
+    /// tells nearly all rows apart; comparing whole tuples takes thirty times as long where all of a block are old.
     fn rows_like(&self, by: DedupBy, decoded: &Decoded, old: &[usize]) -> String {
         let mut asked = String::new();
         for &i in old {
@@ -116,19 +117,20 @@ impl Partition {
             // Writing to a String cannot fail.
             writeln!(asked, "\t{}\t{}", event.timestamp, Uuid::from_u128(event.uuid)).unwrap_or_default();
         }
-        let last = match by {
+        let (column, own) = match by {
             DedupBy::Id => ("uuid", "uuid"),
             DedupBy::Content => ("timestamp", "fromUnixTimestamp64Milli(time, 'UTC')"),
         };
         format!(
-            "SELECT toString(token), toString(uuid), toString(event), distinct_id, toUnixTimestamp64Milli(timestamp), \
+            "WITH asked AS (SELECT token, toDate(fromUnixTimestamp64Milli(time, 'UTC')) AS day, event, \
+             cityHash64(user) AS user_hash, {own} AS own FROM format(\
+             TSV, 'token String, event String, user String, time Int64, uuid UUID', {asked})) \
+             SELECT toString(token), toString(uuid), toString(event), distinct_id, toUnixTimestamp64Milli(timestamp), \
              toString(kafka_topic), kafka_incarnation, kafka_partition, kafka_offset FROM {db}.events \
+             PREWHERE {column} IN (SELECT own FROM asked) \
              WHERE (token, toDate(timestamp), event, cityHash64(distinct_id), {column}) IN (\
-             SELECT token, toDate(fromUnixTimestamp64Milli(time, 'UTC')), event, cityHash64(user), {value} FROM format(\
-             TSV, 'token String, event String, user String, time Int64, uuid UUID', {asked}))",
+             SELECT token, day, event, user_hash, own FROM asked)",
             db = identifier(&self.worker.config.clickhouse.database),
-            column = last.0,
-            value = last.1,
             asked = literal(&asked),
         )
     }

@@ -1,4 +1,5 @@
-//! Layout `packed`: events share strings of some 64 records, about 30 bytes an event with all that Redis adds.
+//! Layout `packed`: events share strings of some 64 records. With all that Redis adds, 30 bytes an event in the first
+//! window, and 37 from then on.
 //!
 //! A keyed hash of token and id gives 112 bits: the first eight name one of [`SHARDS`], the rest is the record's. Its key
 //! is a secret that the first worker leaves in Redis, so nobody who sends events chooses what they meet. Claims of a

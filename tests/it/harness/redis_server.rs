@@ -99,6 +99,16 @@ impl Server {
         kill(self.pid, Signal::SIGKILL).unwrap();
     }
 
+    /// Holds it up: connections stay open, and nothing answers.
+    pub(crate) fn freeze(&self) {
+        kill(self.pid, Signal::SIGSTOP).unwrap();
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        kill(self.pid, Signal::SIGCONT).unwrap();
+    }
+
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
