@@ -79,7 +79,7 @@ fn without_redis_events_flow_on_and_duplicates_are_told_by_the_table() {
 
 #[test]
 fn a_block_judged_without_redis_is_recovered_without_a_second_row() {
-    let mut scene = Scene::private("alone-recovered", 1);
+    let mut scene = Scene::private("alonerecovered", 1);
     scene.set("rate_limit.on_redis_down", "local");
     // Of now: its age tells nobody to look in the table.
     let now = jiff::Timestamp::now();

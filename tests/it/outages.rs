@@ -121,12 +121,12 @@ fn a_worker_whose_clock_is_off_says_so_and_does_not_hammer() {
         ));
     };
     shift(1);
+    let began = Instant::now();
     scene.produce(
         (0..10)
             .map(|n| Record::of(0, format!(r#"{{"token":"t","event":"e","distinct_id":"{n}"}}"#)))
             .collect(),
     );
-    let began = Instant::now();
     eventually("it announces again and again", READY_WITHIN, || {
         let announced = worker.metric("sluice_commits_total");
         seen(announced >= Some(6.0), format_args!("{announced:?}"))
@@ -178,7 +178,7 @@ fn a_partition_without_a_leader_does_not_hold_up_the_others() {
 
 #[test]
 fn without_the_cache_nobody_waits_and_profiles_are_dropped_once_it_is_back() {
-    let scene = Scene::new("no-cache", 1);
+    let scene = Scene::new("nocache", 1);
     let folder = tempfile::tempdir().unwrap();
     let cache = Server::start(folder.path(), &[]);
     let url = format!("redis://{}", cache.address());
