@@ -27,6 +27,23 @@ pub(crate) const OFFSETS: &str = "\0offset:";
 /// Properties by name, values as JSON text.
 pub(crate) type Properties = BTreeMap<String, Box<RawValue>>;
 
+/// Which rows of the events table may say something of their user, so that all others stay on the server: the names that
+/// matter hold these letters, unless some of them are written as escapes.
+pub(crate) const MAY_CHANGE: &str = "(position(properties, 'set') > 0 OR position(properties, '\\\\u') > 0)";
+
+/// The order of one user's rows of the events table in which [`apply`] comes to what the stream came to: that in which they
+/// came, and not that of their times. A partition's rows are in the order of their offsets. Those of several partitions
+/// have no order in common, and the stream itself leaves it to chance: they are put in order by when their blocks were
+/// announced. (The newest announcement so far, for a block that was recovered has rows of two, and clocks of two workers
+/// differ.) `user`: the columns that tell users apart, where there are rows of several.
+pub(crate) fn in_order(user: &[&str]) -> String {
+    let partition = "kafka_topic, kafka_incarnation, kafka_partition";
+    let each = user.iter().fold(String::new(), |all, column| all + column + ", ");
+    format!(
+        "{each}max(ingested_at) OVER (PARTITION BY {each}{partition} ORDER BY kafka_offset), {partition}, kafka_offset"
+    )
+}
+
 /// Whether a user's hash keeps a property; what is long stays with its event alone.
 pub(crate) fn fits(name: &str, value: &str) -> bool {
     name.len() <= USER_NAME_BYTES && value.len() <= USER_VALUE_BYTES

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use super::events::Events;
 use super::problem::Problem;
 use super::profile::Seen;
-use crate::person::{Properties, apply};
+use crate::person::{MAY_CHANGE, Properties, apply, in_order};
 
-/// What a user's events say, in the order of their times.
+/// What a user's events say, applied in the order in which they came, as the stream does.
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) properties: Properties,
@@ -68,14 +68,11 @@ fn of_user(events: &Events, sql: &str, token: &str, user: &str) -> Query {
 
 /// The changes are folded as they come: a user with a million of them needs no more memory than their result.
 async fn properties(events: &Events, token: &str, user: &str) -> Result<Properties> {
-    // Events that say nothing of their user stay on the server. All three names hold these letters, unless some of them
-    // are written as escapes.
     let sql = format!(
-        "SELECT toString(event) AS event, properties FROM {} WHERE {USER} \
-         AND (position(properties, 'set') > 0 OR position(properties, '\\\\u') > 0) \
-         ORDER BY timestamp, kafka_topic, kafka_incarnation, kafka_partition, kafka_offset \
+        "SELECT toString(event) AS event, properties FROM {} WHERE {USER} AND {MAY_CHANGE} ORDER BY {} \
          SETTINGS max_result_rows = 0",
-        events.table()
+        events.table(),
+        in_order(&[])
     );
     let mut rows = of_user(events, &sql, token, user).fetch::<Change<'_>>()?;
     let mut profile = Properties::new();

@@ -129,7 +129,7 @@ fn a_profile_whose_hash_has_expired_is_made_from_the_users_events() {
     insert(
         &scene,
         &[
-            // Not in the order of their times.
+            // Not in the order of their times: they are applied as they came, as the worker applies them.
             row(
                 "c",
                 "u",
@@ -161,7 +161,7 @@ fn a_profile_whose_hash_has_expired_is_made_from_the_users_events() {
     let server = Server::start(&scene, &[]);
     let mut redis = scene.redis();
     let (hash, cached) = (scene.key("user:{alpha:u}"), scene.key("cache:user:{alpha:u}"));
-    let expected = json!({ "from": "ad", "plan": "pro" });
+    let expected = json!({ "from": "ad", "plan": "free", "trial": true });
     for expired in [true, false] {
         let answer = server.get("/v1/users/u", ALPHA);
         assert_eq!(answer.cache(), if expired { "miss" } else { "hit" });
@@ -173,7 +173,7 @@ fn a_profile_whose_hash_has_expired_is_made_from_the_users_events() {
     let ttl: u64 = redis.ttl(&cached).unwrap();
     assert!((3_000..=3_600).contains(&ttl), "{ttl}");
     // The hash is whole again: the table is not asked any more.
-    assert_eq!(redis.hget::<_, _, String>(&hash, "plan").unwrap(), "\"pro\"");
+    assert_eq!(redis.hget::<_, _, String>(&hash, "plan").unwrap(), "\"free\"");
     redis.del::<_, ()>(&cached).unwrap();
     redis
         .hset::<_, _, _, ()>(&hash, "plan", "\"by the worker\"")

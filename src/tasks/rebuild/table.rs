@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::clickhouse::settings::{LONGEST_READ, reads};
 use crate::clickhouse::{client, identifier};
 use crate::config;
+use crate::person::{MAY_CHANGE, in_order};
 use crate::redis::keys::TIMELINE_EVENTS;
 
 /// What each query may take of the server, so that production beside it does not feel much of it.
@@ -163,20 +164,15 @@ impl Table {
         Rows::of(which.bound(self.client.query_raw(&sql), token))
     }
 
-    /// Each user's events that may change properties, as they were applied: a partition's by their offsets, and those of
-    /// several partitions by when their blocks were announced. (The newest announcement so far, for a block that was
-    /// recovered has rows of two, and clocks of two workers differ.) Events that say nothing of their user stay on the
-    /// server: all names that matter hold these letters, unless some of them are written as escapes.
+    /// Each user's events that may change properties, in the order in which they were applied.
     pub(super) fn changes(&self, token: &str, which: &Which) -> Result<Rows<Change>> {
         let sql = format!(
             "SELECT cityHash64(distinct_id) AS hash, distinct_id AS user, toString(event) AS name, properties, \
              toString(kafka_topic) AS topic, kafka_incarnation AS incarnation, kafka_partition AS partition, \
-             kafka_offset AS offset FROM {} WHERE {} \
-             AND (position(properties, 'set') > 0 OR position(properties, '\\\\u') > 0) \
-             ORDER BY hash, user, max(ingested_at) OVER (PARTITION BY cityHash64(distinct_id), distinct_id, kafka_topic, \
-             kafka_incarnation, kafka_partition ORDER BY kafka_offset), topic, incarnation, partition, offset",
+             kafka_offset AS offset FROM {} WHERE {} AND {MAY_CHANGE} ORDER BY {}",
             self.name,
-            which.sql()
+            which.sql(),
+            in_order(&["cityHash64(distinct_id)", "distinct_id"])
         );
         Rows::of(which.bound(self.client.query_raw(&sql), token))
     }
