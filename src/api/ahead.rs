@@ -10,8 +10,8 @@ use super::problem::Problem;
 use super::query::{Trend, bounded, is_moving, key, make};
 use super::store::within;
 use crate::redis::keys::{CACHE_TTL_SECONDS, RECENT_QUERIES, RECENT_QUERIES_TTL_SECONDS};
+use crate::tasks::held::TaskError;
 use crate::tasks::queue::When;
-use crate::tasks::runner::TaskError;
 use crate::tasks::task::{Query, Work};
 
 /// A result that is kept for less than this is old: who asks for it gets it, and it is made anew for the next.
@@ -19,6 +19,9 @@ const OLD_BELOW_SECONDS: i64 = CACHE_TTL_SECONDS as i64 / 10;
 /// Queries that were asked within this time are warmed.
 const LATELY_MS: i64 = 3600 * 1000;
 const PATIENCE: Duration = Duration::from_millis(500);
+/// A longer query, in bytes of its normal form, is answered and cached like any other, and neither remembered nor made anew
+/// ahead: who may ask could fill the state's Redis with such.
+const LONGEST_REMEMBERED: usize = 4 << 10;
 
 /// Notes that a token asked a query, and has the result made anew if it is old. `left`: for how many seconds it is kept,
 /// if it was there. Results that are kept for seconds are let go.
@@ -27,7 +30,7 @@ pub(super) fn asked(api: &Api, token: &str, trend: &Trend, left: Option<i64>) {
         return;
     }
     let (api, token) = (api.clone(), token.to_owned());
-    let Ok(query) = serde_json::to_string(trend) else {
+    let Some(query) = remembered_as(trend) else {
         return;
     };
     tokio::spawn(async move {
@@ -47,6 +50,12 @@ pub(super) fn asked(api: &Api, token: &str, trend: &Trend, left: Option<i64>) {
             within(PATIENCE, api.0.tasks.enqueue(&work, When::Served)).await;
         }
     });
+}
+
+/// What is remembered of a query, if it is.
+fn remembered_as(trend: &Trend) -> Option<String> {
+    let query = serde_json::to_string(trend).ok()?;
+    (query.len() <= LONGEST_REMEMBERED).then_some(query)
 }
 
 /// The queries that a token asked lately, in their normal form, the newest first.
@@ -101,5 +110,26 @@ fn task_error(problem: &Problem) -> TaskError {
         TaskError::Failed(told)
     } else {
         TaskError::Hopeless(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::interval::Interval;
+    use super::*;
+
+    #[test]
+    fn a_long_query_is_not_remembered() {
+        let trend = |names: usize| Trend {
+            events: Some((0..names).map(|n| format!("{n:060}")).collect()),
+            from: 0,
+            to: 1,
+            interval: Interval::named("day").unwrap(),
+            breakdown: None,
+            limit: 100,
+        };
+        let short = remembered_as(&trend(50)).unwrap();
+        assert_eq!(read(&short).unwrap(), trend(50));
+        assert_eq!(remembered_as(&trend(80)), None);
     }
 }

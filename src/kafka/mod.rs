@@ -9,6 +9,7 @@ pub mod position;
 pub mod producer;
 mod reach;
 mod rebalance;
+pub(crate) mod settled;
 mod start;
 
 use rdkafka::ClientConfig;

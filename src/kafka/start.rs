@@ -20,7 +20,7 @@ const ASK_KAFKA_TRIES: usize = 3;
 #[derive(Clone, Debug)]
 pub(super) struct Committed {
     pub(super) partition: i32,
-    offset: Option<(i64, String)>,
+    pub(super) offset: Option<(i64, String)>,
 }
 
 /// Where a partition starts, or why it does not.

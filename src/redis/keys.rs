@@ -189,6 +189,12 @@ impl Keys {
         self.of_tasks(&format!("waiting:{hash}"))
     }
 
+    /// The refreshes of query results that wait: sorted set of ids, score = when they were asked for, ms; at most a tenth
+    /// of `tasks.max_waiting`, a day after the last one.
+    pub fn task_refreshes(&self) -> String {
+        self.of_tasks("refreshes")
+    }
+
     /// How far a task has come, or what became of it: string of JSON, [`TASK_STATUS_TTL_SECONDS`].
     pub fn task_status(&self, id: &str) -> String {
         self.of_tasks(&format!("status:{id}"))

@@ -1,6 +1,6 @@
 //! `refresh-query` and `warm-cache`: results of the read API's queries, made before somebody waits for them.
 
-use super::runner::{Held, TaskError};
+use super::held::{Held, TaskError};
 use super::task::{Query, Token};
 use crate::api::{Api, ahead};
 use crate::config::Config;

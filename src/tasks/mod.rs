@@ -10,13 +10,15 @@
 //!   +- its worker died: the lease ended
 //! ```
 //!
-//! Read in this order: `task` (what stands in Redis), `queue` (the steps between its places, each atomic), `runner` (one
-//! worker), `tend` (what any of them does for the dead), then what tasks do: `rebuild`, `caches`.
+//! Read in this order: `task` (what stands in Redis), `queue` (the steps between its places, each atomic), `held` (a task
+//! that is run), `runner` (one worker), `tend` (what any of them does for the dead), then what tasks do: `rebuild`,
+//! `caches`.
 
 mod caches;
+pub(crate) mod held;
 pub mod queue;
 mod rebuild;
-pub(crate) mod runner;
+mod runner;
 pub mod task;
 mod tend;
 
@@ -28,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::redis::{Redis, Settings};
+use held::{Held, TaskError};
 use queue::Queue;
-use runner::{Held, Runner, TaskError};
+use runner::Runner;
 use task::Work;
 
 /// Longest error of a task, in characters.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ::redis::{Cmd, FromRedisValue, RedisResult, Value, cmd};
 
-use super::task::{Parked, Status, Task, Work};
+use super::task::{Parked, Status, Task, Work, is_refresh};
 use crate::config;
 use crate::redis::keys::{
     Keys, PARKED_TASKS, PARKED_TTL_SECONDS, TASK_STATUS_TTL_SECONDS, TASK_WAITING_TTL_SECONDS,
@@ -20,6 +20,8 @@ pub(super) const BLOCK: Duration = Duration::from_secs(30);
 /// So long after its lease's end a worker is remembered: while its last BLMOVE may still wait at the server, because its
 /// machine has gone without closing the connection, a task can land in its list.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(1);
+/// Which part of the tasks that may wait may be refreshes: whoever may ask the read API brings them about.
+const REFRESHES_PART: u32 = 10;
 
 /// The queue. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -59,6 +61,15 @@ pub enum Enqueued {
     Full(u64),
     /// No process has the role `tasks`.
     Nobody,
+}
+
+/// Whose list a task is taken out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// That of the worker that does so.
+    Own,
+    /// That of one whose lease has ended.
+    Dead,
 }
 
 /// Where a task goes from a processing list.
@@ -135,23 +146,42 @@ impl Queue {
     /// Puts work into the queue.
     pub async fn enqueue(&self, work: &Work, when: When) -> RedisResult<Enqueued> {
         let task = Task::new(work, jiff::Timestamp::now().as_millisecond());
+        self.put(&task, work, when).await
+    }
+
+    /// Puts a task, made of `work`, into the queue. It may be put again when the answer was lost: it is there once.
+    pub async fn put(&self, task: &Task, work: &Work, when: When) -> RedisResult<Enqueued> {
         let keys = &self.keys;
-        let mut call = self.scripts.enqueue.call(4);
+        let refresh = is_refresh(&task.kind);
+        let status = Status {
+            state: "waiting".to_owned(),
+            at: task.enqueued_at,
+            ..Status::of(task)
+        };
+        let mut call = self.scripts.enqueue.call(6);
         call.arg(keys.task_queue())
             .arg(keys.tasks_later())
             .arg(work.waiting_key(keys))
             .arg(keys.task_leases())
+            .arg(keys.task_refreshes())
+            .arg(keys.task_status(&task.id))
             .arg(task.text())
             .arg(&task.id)
             .arg(self.max_waiting)
             .arg(TASK_WAITING_TTL_SECONDS)
             .arg(u8::from(when == When::Served));
+        if refresh {
+            call.arg((self.max_waiting / REFRESHES_PART).max(1)).arg("");
+        } else {
+            call.arg("").arg(text_of(&status));
+        }
+        call.arg(TASK_STATUS_TTL_SECONDS);
         let answer: String = self.scripted(&self.scripts.enqueue, call).await?;
         Ok(match answer.split_once(':') {
             Some(("waiting", id)) => Enqueued::Waiting(id.to_owned()),
             Some(("full", count)) => Enqueued::Full(count.parse().unwrap_or(0)),
             _ if answer == "nobody" => Enqueued::Nobody,
-            _ => Enqueued::Queued(task.id),
+            _ => Enqueued::Queued(task.id.clone()),
         })
     }
 
@@ -166,10 +196,11 @@ impl Queue {
         let waiting = held.and_then(|(task, _)| task.work().ok());
         let waiting = waiting.map_or_else(|| keys.task_waiting(""), |work| work.waiting_key(keys));
         let (id, text) = held.map_or(("", &b""[..]), |(task, text)| (&task.id, text));
-        let mut call = self.scripts.hold.call(3);
+        let mut call = self.scripts.hold.call(4);
         call.arg(keys.task_leases())
             .arg(keys.tasks_processing(worker))
             .arg(waiting)
+            .arg(keys.task_refreshes())
             .arg(worker)
             .arg(lease.as_millis() as u64)
             .arg(text)
@@ -203,9 +234,14 @@ impl Queue {
         self.bytes(&self.keys.tasks_processing(worker)).await
     }
 
-    /// Moves a task from a worker's list, its own or (`dead`) that of one whose lease has ended. False if it was not
-    /// there.
-    pub(super) async fn moved(&self, worker: &str, dead: bool, text: &[u8], to: To) -> RedisResult<bool> {
+    /// Moves a task out of a worker's list, and in the same step tells what became of it. False if it was not there.
+    pub(super) async fn moved(
+        &self,
+        (worker, whose): (&str, Whose),
+        text: &[u8],
+        to: To,
+        told: Option<&Status>,
+    ) -> RedisResult<bool> {
         let keys = &self.keys;
         let (name, put, delay) = match to {
             To::Done => ("done", String::new(), Duration::ZERO),
@@ -218,19 +254,22 @@ impl Queue {
                 Duration::ZERO,
             ),
         };
-        let mut call = self.scripts.moved.call(5);
+        let mut call = self.scripts.moved.call(6);
         call.arg(keys.tasks_processing(worker))
             .arg(keys.task_leases())
             .arg(keys.task_queue())
             .arg(keys.tasks_later())
             .arg(keys.tasks_parked())
-            .arg(if dead { worker } else { "" })
+            .arg(keys.task_status(told.map_or("", |status| &status.id)))
+            .arg(if whose == Whose::Dead { worker } else { "" })
             .arg(text)
             .arg(name)
             .arg(put)
             .arg(delay.as_millis() as u64)
             .arg(PARKED_TASKS)
-            .arg(PARKED_TTL_SECONDS);
+            .arg(PARKED_TTL_SECONDS)
+            .arg(told.map(text_of).unwrap_or_default())
+            .arg(TASK_STATUS_TTL_SECONDS);
         let gone: i64 = self.scripted(&self.scripts.moved, call).await?;
         if gone > 0 {
             tracing::warn!(tasks = gone, "the oldest parked tasks had to go for newer ones");
@@ -310,10 +349,11 @@ impl Queue {
     /// not there, none if the queue is full.
     pub async fn again(&self, place: Place, text: &str, anew: Option<&Task>) -> RedisResult<Option<bool>> {
         let keys = &self.keys;
-        let mut call = self.scripts.retry.call(3);
+        let mut call = self.scripts.retry.call(4);
         call.arg(keys.task_queue())
             .arg(keys.tasks_later())
             .arg(keys.tasks_parked())
+            .arg(keys.task_refreshes())
             .arg(match place {
                 Place::Queue => "queue",
                 Place::Later => "later",
@@ -321,7 +361,8 @@ impl Queue {
             })
             .arg(text)
             .arg(anew.map(Task::text).unwrap_or_default())
-            .arg(self.max_waiting);
+            .arg(self.max_waiting)
+            .arg(Task::parse(text.as_bytes()).map_or(String::new(), |task| task.id));
         let answer: i64 = self.scripted(&self.scripts.retry, call).await?;
         Ok((answer >= 0).then_some(answer == 1))
     }
@@ -342,7 +383,7 @@ impl Queue {
     pub async fn tell(&self, status: &Status) -> RedisResult<()> {
         let mut set = cmd("SET");
         set.arg(self.keys.task_status(&status.id))
-            .arg(serde_json::to_string(status).unwrap_or_default())
+            .arg(text_of(status))
             .arg("EX")
             .arg(TASK_STATUS_TTL_SECONDS);
         self.redis.command(&set).await
@@ -384,6 +425,12 @@ impl Queue {
             answers.into_iter().next().unwrap_or(Value::Nil),
         )?)
     }
+}
+
+/// As it stands in Redis.
+fn text_of(status: &Status) -> String {
+    // Texts and numbers: nothing in it can fail to be JSON.
+    serde_json::to_string(status).unwrap_or_default()
 }
 
 fn lossy(bytes: Vec<u8>) -> String {

@@ -1,8 +1,9 @@
 //! A tasks worker: takes a task, holds its lease while it runs, and says how it ended.
 //!
 //! It runs one task at a time, so its lease is its task's. Invariant: a task leaves its list only when it is done, given
-//! back, to be tried again, or parked; and if the lease ended meanwhile, whoever has the task now decides, and not this
-//! one. What tasks do tolerates being done twice, also at once: a lease cannot keep a process that was frozen from
+//! back, to be tried again, or parked, and what became of it is told in the same step; and if the lease ended meanwhile,
+//! whoever has the task now decides, and not this one. (A refresh leaves nothing behind: one that fails is dropped and
+//! counted, for whoever asks for its result next has it made anew.) What tasks do tolerates being done twice, also at once: a lease cannot keep a process that was frozen from
 //! finishing its last step.
 
 use std::panic::AssertUnwindSafe;
@@ -13,15 +14,13 @@ use std::time::{Duration, Instant};
 use ::redis::RedisResult;
 use futures::FutureExt as _;
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
-use tokio::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Doer;
-use super::queue::{Queue, To};
-use super::task::{Parked, Status, Task, Work, known_kind};
+use super::held::{Held, TaskError, failed};
+use super::queue::{Queue, To, Whose};
+use super::task::{Parked, Status, Task, Work, is_refresh, known_kind};
 use crate::redis::Redis;
 use crate::telemetry::{self, TaskOutcome, metrics};
 
@@ -32,124 +31,6 @@ const LONGEST_DELAY: Duration = Duration::from_mins(5);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long the last word on a task may take at the end of the process.
 const LAST_WORD: Duration = Duration::from_secs(3);
-
-/// Why a task was not done.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TaskError {
-    /// Trying again would end as this did.
-    #[error("{0}")]
-    Hopeless(String),
-    /// It may succeed another time.
-    #[error("{0}")]
-    Failed(String),
-    /// Somebody else has it.
-    #[error("the task was given to another worker")]
-    Lost,
-}
-
-/// A task that this process runs.
-#[derive(Debug)]
-pub(super) struct Held {
-    queue: Queue,
-    worker: String,
-    /// The task, and its text as it stands in the list.
-    state: Mutex<(Task, Vec<u8>)>,
-    status: std::sync::Mutex<Status>,
-}
-
-impl Held {
-    fn new(queue: Queue, worker: String, task: Task, text: Vec<u8>) -> Self {
-        let status = Status {
-            id: task.id.clone(),
-            kind: task.kind.clone(),
-            state: "running".to_owned(),
-            attempts: task.attempts,
-            ..Status::default()
-        };
-        Self {
-            queue,
-            worker,
-            state: Mutex::new((task, text)),
-            status: std::sync::Mutex::new(status),
-        }
-    }
-
-    /// Where an attempt before this one was, if it said so in a form that is still known.
-    pub(super) async fn progress<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
-        let state = self.state.lock().await;
-        serde_json::from_str(state.0.progress.as_ref()?.get()).ok()
-    }
-
-    /// Keeps `progress` with the task: whoever goes on with it begins there.
-    pub(super) async fn keep(&self, progress: &impl Serialize) -> Result<(), TaskError> {
-        let progress: Box<RawValue> = to_raw_value(progress).map_err(failed)?;
-        let mut state = self.state.lock().await;
-        let mut task = state.0.clone();
-        task.progress = Some(progress);
-        let text = task.text();
-        let to = To::Kept(text.clone());
-        if !self
-            .queue
-            .moved(&self.worker, false, &state.1, to)
-            .await
-            .map_err(failed)?
-        {
-            return Err(TaskError::Lost);
-        }
-        *state = (task, text.into_bytes());
-        Ok(())
-    }
-
-    /// Tells how far it has come; that this fails holds up nothing.
-    pub(super) async fn tell(&self, done: u64, total: Option<u64>) {
-        let status = self.change(|status| (status.done, status.total) = (done, total));
-        self.queue.tell(&status).await.ok();
-    }
-
-    async fn end(&self, state: &str, attempts: u32, error: Option<&str>) {
-        let status = self.change(|status| {
-            state.clone_into(&mut status.state);
-            status.attempts = attempts;
-            status.error = error.map(str::to_owned);
-        });
-        self.queue.tell(&status).await.ok();
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Status)) -> Status {
-        let mut status = self
-            .status
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        change(&mut status);
-        status.at = now();
-        status.clone()
-    }
-
-    /// Notes that this worker has begun, and so has tried. False if the task is no longer its own.
-    async fn begin(&self) -> Result<bool, TaskError> {
-        let mut state = self.state.lock().await;
-        let mut task = state.0.clone();
-        task.worker = Some(self.worker.clone());
-        let text = task.text();
-        let to = To::Kept(text.clone());
-        let begun = self
-            .queue
-            .moved(&self.worker, false, &state.1, to)
-            .await
-            .map_err(failed)?;
-        if begun {
-            *state = (task, text.into_bytes());
-        }
-        Ok(begun)
-    }
-
-    async fn renew(&self, lease: Duration) -> RedisResult<bool> {
-        let state = self.state.lock().await;
-        self.queue
-            .hold(&self.worker, lease, Some((&state.0, &state.1)))
-            .await
-    }
-}
 
 /// One tasks worker.
 pub(super) struct Runner {
@@ -215,7 +96,7 @@ impl Runner {
         };
         if let Ok(Some(text)) = timeout(LAST_WORD, last).await {
             let to = To::Next(text.clone());
-            self.move_it(text.as_bytes(), to).await;
+            self.move_it(text.as_bytes(), to, None).await;
         }
     }
 
@@ -323,10 +204,7 @@ impl Runner {
 
     /// Moves the task to where it belongs now.
     async fn settle(&self, held: &Held, end: End) -> Option<TaskOutcome> {
-        let (mut task, text) = {
-            let state = held.state.lock().await;
-            (state.0.clone(), state.1.clone())
-        };
+        let (mut task, text) = held.state().await;
         task.worker = None;
         let (to, outcome, state, error) = match end {
             End::Ended(Ok(())) => (To::Done, TaskOutcome::Done, "done", None),
@@ -342,33 +220,37 @@ impl Runner {
                 let told = error.to_string();
                 let hopeless = matches!(error, TaskError::Hopeless(_));
                 tracing::warn!(id = task.id, kind = task.kind, error = told, "a task failed");
-                let to = self.after_failure(&mut task, hopeless, &told);
-                match to {
-                    To::Parked(_) => (to, TaskOutcome::Parked, "parked", Some(told)),
-                    _ => (to, TaskOutcome::Retried, "retrying", Some(told)),
-                }
+                let (to, outcome, state) = self.after_failure(&mut task, hopeless, &told);
+                (to, outcome, state, Some(told))
             }
         };
-        if !self.move_it(&text, to).await {
-            return None;
-        }
-        held.end(state, task.attempts, error.as_deref()).await;
-        Some(outcome)
+        let status =
+            (!is_refresh(&task.kind)).then(|| held.last_word(state, task.attempts, error.as_deref()));
+        self.move_it(&text, to, status.as_ref()).await.then_some(outcome)
     }
 
-    fn after_failure(&self, task: &mut Task, hopeless: bool, error: &str) -> To {
+    fn after_failure(&self, task: &mut Task, hopeless: bool, error: &str) -> (To, TaskOutcome, &'static str) {
         task.attempts += 1;
-        if hopeless || task.attempts >= self.max_attempts {
-            return To::Parked(parked(&task.text(), error));
+        if is_refresh(&task.kind) {
+            (To::Done, TaskOutcome::Dropped, "dropped")
+        } else if hopeless || task.attempts >= self.max_attempts {
+            let parked = parked(&task.text(), error);
+            (To::Parked(parked), TaskOutcome::Parked, "parked")
+        } else {
+            let later = To::Later(task.text(), delay(task.attempts));
+            (later, TaskOutcome::Retried, "retrying")
         }
-        To::Later(task.text(), delay(task.attempts))
     }
 
     /// Moves it, however often Redis must be asked; whatever it lands on at the end, its lease ends.
-    async fn move_it(&self, text: &[u8], to: To) -> bool {
+    async fn move_it(&self, text: &[u8], to: To, told: Option<&Status>) -> bool {
         let moving = async {
             loop {
-                match self.queue.moved(&self.name, false, text, to.clone()).await {
+                match self
+                    .queue
+                    .moved((&self.name, Whose::Own), text, to.clone(), told)
+                    .await
+                {
                     Ok(moved) => return moved,
                     Err(error) => {
                         tracing::warn!(service = "redis", error = %error, "a task cannot be settled; trying again");
@@ -390,7 +272,7 @@ impl Runner {
     async fn park_unread(&self, text: &[u8], error: String) {
         tracing::warn!(error, "a task cannot be read; it is parked");
         let shown = String::from_utf8_lossy(text);
-        if self.move_it(text, To::Parked(parked(&shown, &error))).await {
+        if self.move_it(text, To::Parked(parked(&shown, &error)), None).await {
             telemetry::task_ended(known_kind(""), TaskOutcome::Parked, None);
         }
     }
@@ -406,16 +288,8 @@ pub(super) fn parked(task: &str, error: &str) -> Parked {
     Parked {
         task: task.to_owned(),
         error: error.to_owned(),
-        parked_at: now(),
+        parked_at: Timestamp::now().as_millisecond(),
     }
-}
-
-pub(super) fn failed(error: impl std::fmt::Display) -> TaskError {
-    TaskError::Failed(error.to_string())
-}
-
-fn now() -> i64 {
-    Timestamp::now().as_millisecond()
 }
 
 #[cfg(test)]

@@ -109,6 +109,12 @@ pub struct Status {
     /// Parts that there are, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
+    /// Users that a rebuild could not settle, for the workers changed them faster than they could be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left: u64,
+    /// Some of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_users: Vec<Users>,
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -122,6 +128,28 @@ fn first_version() -> u32 {
 
 fn no_arguments() -> Box<RawValue> {
     RawValue::NULL.to_owned()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Status {
+    /// What is told of a task at first: nothing but which it is.
+    pub(crate) fn of(task: &Task) -> Self {
+        Self {
+            id: task.id.clone(),
+            kind: task.kind.clone(),
+            attempts: task.attempts,
+            ..Self::default()
+        }
+    }
+
+    /// Whether nothing comes after it.
+    pub fn is_last(&self) -> bool {
+        matches!(self.state.as_str(), "done" | "parked" | "dropped")
+    }
 }
 
 impl Task {
@@ -229,6 +257,13 @@ impl Work {
         half.copy_from_slice(&digest[..16]);
         keys.task_waiting(&format!("{:032x}", u128::from_be_bytes(half)))
     }
+}
+
+/// Whether a task only makes a cached result anew before somebody asks for it. The read API puts it into the queue by
+/// itself, so it may take neither the place nor the memory of what an operator has asked for.
+pub(super) fn is_refresh(kind: &str) -> bool {
+    let [_, refresh, _] = Work::KINDS;
+    kind == refresh
 }
 
 /// The name of a kind in metrics.

@@ -165,6 +165,8 @@ label! {
         Retried = "retried",
         /// It failed for good, or too often.
         Parked = "parked",
+        /// It failed, and nobody waits for it: it is not tried again.
+        Dropped = "dropped",
         /// Its process ended in good order before it was done.
         GivenBack = "given_back",
         /// Its process died; another takes it over.

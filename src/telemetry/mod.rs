@@ -72,9 +72,10 @@ const TASK_DURATION: &str = "sluice_task_duration_seconds";
 const TASKS_WAITING: &str = "sluice_tasks_waiting";
 const TASKS_RUNNING: &str = "sluice_tasks_running";
 const TASKS_PARKED: &str = "sluice_tasks_parked";
+const TASKS_USERS_LEFT: &str = "sluice_tasks_users_left_total";
 
 /// Name, unit and help of every counter.
-const COUNTERS: [(&str, Unit, &str); 31] = [
+const COUNTERS: [(&str, Unit, &str); 32] = [
     (
         STALE_PROFILES,
         Unit::Count,
@@ -209,6 +210,11 @@ const COUNTERS: [(&str, Unit, &str); 31] = [
         TASKS,
         Unit::Count,
         "Attempts at background tasks, by kind and how they ended.",
+    ),
+    (
+        TASKS_USERS_LEFT,
+        Unit::Count,
+        "Users that rebuilds left as they were, for the workers changed them faster than they could be read.",
     ),
 ];
 
@@ -354,6 +360,7 @@ pub struct Metrics {
     pub tasks_waiting: Gauge,
     pub tasks_running: Gauge,
     pub tasks_parked: Gauge,
+    pub tasks_users_left: Counter,
 }
 
 impl Metrics {
@@ -397,6 +404,7 @@ impl Metrics {
             tasks_waiting: gauge!(TASKS_WAITING),
             tasks_running: gauge!(TASKS_RUNNING),
             tasks_parked: gauge!(TASKS_PARKED),
+            tasks_users_left: counter!(TASKS_USERS_LEFT),
         }
     }
 }

@@ -45,6 +45,7 @@ mod redis_moves;
 mod redis_secured;
 mod redis_seen;
 mod tasks;
+mod tasks_bounds;
 mod tasks_rebuild;
 mod verify;
 mod verify_edges;

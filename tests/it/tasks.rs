@@ -27,13 +27,13 @@ pub(crate) fn done(scene: &Scene, arguments: &[&str]) -> String {
     said
 }
 
-fn listed(scene: &Scene) -> Value {
+pub(crate) fn listed(scene: &Scene) -> Value {
     let output = scene.sluice(&["tasks", "list", "--json"]);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 /// Adds a task and returns its id.
-fn added(scene: &Scene, arguments: &[&str]) -> String {
+pub(crate) fn added(scene: &Scene, arguments: &[&str]) -> String {
     let said = done(scene, &[&["add"], arguments].concat());
     let id = said
         .lines()
@@ -41,7 +41,7 @@ fn added(scene: &Scene, arguments: &[&str]) -> String {
     id.unwrap_or_else(|| panic!("{said}"))
 }
 
-fn shown(scene: &Scene, id: &str) -> Value {
+pub(crate) fn shown(scene: &Scene, id: &str) -> Value {
     let output = scene.sluice(&["tasks", "show", id, "--json"]);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
@@ -54,7 +54,7 @@ fn state_becomes(scene: &Scene, id: &str, state: &str) -> Value {
 }
 
 /// A table with so many users of each token, and what a rebuild must make of each.
-fn people(scene: &Scene, tokens: &[&str], users: usize) {
+pub(crate) fn people(scene: &Scene, tokens: &[&str], users: usize) {
     let names: Vec<String> = (0..users).map(|n| format!("user {n}")).collect();
     for token in tokens {
         let rows: Vec<Row<'_>> = names
@@ -71,7 +71,7 @@ fn people(scene: &Scene, tokens: &[&str], users: usize) {
     }
 }
 
-fn all_rebuilt(scene: &Scene, tokens: &[&str], users: usize) {
+pub(crate) fn all_rebuilt(scene: &Scene, tokens: &[&str], users: usize) {
     let mut redis = scene.redis();
     for token in tokens {
         for n in 0..users {

@@ -1,19 +1,27 @@
 //! `sluice tasks add`: puts work into the queue, and waits for it if asked to.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Cli;
+use super::{Cli, parked_of, task_of};
 use crate::cli::progress::Progress;
 use crate::cli::{CliError, print};
-use crate::tasks::queue::{Enqueued, When};
-use crate::tasks::task::{Status, Token, Users, Work};
+use crate::tasks::queue::{Enqueued, Listing, When};
+use crate::tasks::task::{Status, Task, Token, Users, Work};
 
 /// How often is looked at how far the task has come.
 const LOOK: Duration = Duration::from_millis(100);
+/// A task of which nothing new is told for so long is looked for where tasks are.
+const SILENCE: Duration = Duration::from_secs(5);
+/// So often it must not be found in turn: tasks move while they are listed.
+const MISSED: u32 = 2;
+/// How often a task is put into the queue whose answer was lost, and what is waited in between. It is there once all the
+/// same.
+const TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Add {
@@ -72,7 +80,7 @@ pub(super) async fn add(cli: &Cli, add: &Add) -> Result<ExitCode, CliError> {
         Add::WarmCache { token, then } => (Work::WarmCache(Token { token: token.clone() }), then),
     };
     let kind = work.kind();
-    let (id, told) = match cli.told(cli.queue.enqueue(&work, When::Always).await)? {
+    let (id, told) = match put(cli, &work).await? {
         Enqueued::Queued(id) => {
             let told = format!("{kind} is task {id}\n");
             (id, told)
@@ -100,38 +108,111 @@ pub(super) async fn add(cli: &Cli, add: &Add) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Puts it into the queue. Its id is made here, so that asking again adds nothing.
+async fn put(cli: &Cli, work: &Work) -> anyhow::Result<Enqueued> {
+    let task = Task::new(work, jiff::Timestamp::now().as_millisecond());
+    let mut answer = cli.queue.put(&task, work, When::Always).await;
+    for _ in 1..TRIES {
+        match &answer {
+            Err(error) if error.is_timeout() || error.is_io_error() => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+                answer = cli.queue.put(&task, work, When::Always).await;
+            }
+            _ => break,
+        }
+    }
+    cli.told(answer).with_context(|| {
+        let id = &task.id;
+        format!("whether task {id} is in the queue is not known; `sluice tasks show {id}` tells it")
+    })
+}
+
 async fn wait(cli: &Cli, id: &str) -> Result<ExitCode, CliError> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut look = tokio::time::interval(LOOK);
     let mut bar: Option<Progress> = None;
+    let mut last = None;
+    let (mut heard, mut missed) = (Instant::now(), 0);
     loop {
         tokio::select! {
             _ = look.tick() => {}
             _ = interrupt.recv() => return goes_on(id),
             _ = terminate.recv() => return goes_on(id),
         }
-        let Some(status) = cli.told(cli.queue.told(id).await)? else {
-            continue;
-        };
-        match status.state.as_str() {
-            "done" => {
-                drop(bar);
-                print(&done(&status))?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            "parked" | "dropped" => {
-                drop(bar);
-                let why = status.error.unwrap_or_else(|| "somebody dropped it".to_owned());
-                return Err(anyhow!("task {id} was given up: {why}").into());
-            }
-            _ => {}
+        let status = cli.told(cli.queue.told(id).await)?;
+        if let Some(status) = status.as_ref().filter(|status| status.is_last()) {
+            drop(bar);
+            return ended(status);
         }
-        if let Some(total) = status.total {
+        if status != last {
+            (heard, missed) = (Instant::now(), 0);
+        } else if heard.elapsed() >= SILENCE {
+            heard = Instant::now();
+            missed = if is_anywhere(&cli.listing().await?, id) {
+                0
+            } else {
+                missed + 1
+            };
+            if missed >= MISSED {
+                return Err(anyhow!(
+                    "task {id} is gone, and what became of it was not told: Redis has lost it, or somebody took it away"
+                )
+                .into());
+            }
+        }
+        if let Some((done, total)) = status
+            .as_ref()
+            .and_then(|status| Some((status.done, status.total?)))
+        {
             let bar = bar.get_or_insert_with(|| Progress::new("users", Some(total)));
-            bar.set(status.done);
+            bar.set(done);
         }
+        last = status;
     }
+}
+
+/// Whether a task still waits, runs or is parked.
+fn is_anywhere(listing: &Listing, id: &str) -> bool {
+    let texts = listing.waiting.iter();
+    let texts = texts.chain(listing.later.iter().map(|(text, _)| text));
+    let mut texts = texts.chain(listing.running.iter().map(|running| &running.task));
+    texts.any(|text| task_of(text).is_some_and(|task| task.id == id))
+        || listing.parked.iter().any(|text| parked_of(text).1 == id)
+}
+
+fn ended(status: &Status) -> Result<ExitCode, CliError> {
+    let id = &status.id;
+    if status.state != "done" {
+        let why = status.error.as_deref().unwrap_or("somebody dropped it");
+        return Err(anyhow!("task {id} was given up: {why}").into());
+    }
+    print(&done(status))?;
+    if status.left == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(anyhow!(
+        "{} users were left as they are, for the workers changed them faster than they could be read{}; \
+         rebuild-users with --token and --user tries one again",
+        status.left,
+        named(status)
+    )
+    .into())
+}
+
+/// Users that were left, as far as they are named.
+fn named(status: &Status) -> String {
+    let named = status.left_users.iter().enumerate().map(|(i, users)| {
+        let [token, user] = [&users.token, &users.user].map(|name| name.as_deref().unwrap_or_default());
+        let before = if i == 0 { ": " } else { ", " };
+        format!("{before}{user:?} of {token:?}")
+    });
+    let more = if status.left as usize > status.left_users.len() {
+        ", …"
+    } else {
+        ""
+    };
+    named.collect::<String>() + more
 }
 
 fn goes_on(id: &str) -> Result<ExitCode, CliError> {

@@ -107,9 +107,10 @@ fn as_text(listing: &Listing) -> String {
         for task in all[place].as_array().into_iter().flatten() {
             let state = match place {
                 "running" => format!(
-                    "running on {}, lease {:.0} s",
+                    "running on {}, lease {:.0} s{}",
                     text(&task["worker"]),
-                    task["lease_left_seconds"].as_f64().unwrap_or_default()
+                    task["lease_left_seconds"].as_f64().unwrap_or_default(),
+                    left(&task["progress"])
                 ),
                 "later" => format!("again at {}", text(&task["due_at"])),
                 "parked" => format!("parked: {}", shortened(&text(&task["error"]))),
@@ -137,6 +138,14 @@ fn as_text(listing: &Listing) -> String {
         sum
     } else {
         format!("{table}\n{sum}")
+    }
+}
+
+/// How many users a rebuild has left as they were, if any.
+fn left(progress: &Value) -> String {
+    match progress["left"].as_u64() {
+        Some(left @ 1..) => format!(", {left} users left"),
+        _ => String::new(),
     }
 }
 

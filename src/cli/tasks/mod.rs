@@ -22,8 +22,8 @@ use crate::tasks::task::{Parked, Status, Task};
     after_help = "Tasks wait in Redis and are run by processes with the role `tasks` (sluice run --role tasks). One that \
                   fails is tried again, and parked with its error after tasks.max_attempts. The task of a process that \
                   dies goes to another once its lease ends (tasks.lease_seconds).\n\n\
-                  Exit code 0 if it was done; 1 if not, with --wait also if the task was given up; 2 if the arguments make \
-                  no sense."
+                  Exit code 0 if it was done; 1 if not, with --wait also if the task was given up, is gone, or left users as \
+                  they were; 2 if the arguments make no sense."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -208,12 +208,9 @@ async fn again(cli: &Cli, text: &str, mut task: Task) -> anyhow::Result<()> {
 
 async fn tell(cli: &Cli, task: &Task, state: &str) -> anyhow::Result<()> {
     let status = Status {
-        id: task.id.clone(),
-        kind: task.kind.clone(),
         state: state.to_owned(),
-        attempts: task.attempts,
         at: jiff::Timestamp::now().as_millisecond(),
-        ..Status::default()
+        ..Status::of(task)
     };
     cli.told(cli.queue.tell(&status).await)
 }

@@ -5,8 +5,8 @@
 --       changes of the user's properties, then four counts: 5 of hidden fields with the offset below which the table was
 --       read, 6 of fields to write with their values, 7 of members of the timeline that the table has not, 8 of events
 --       with their time and member; then all of these in that order.
--- Answers 1, or 0 if a worker has changed the hash since the table was read (then it is left as it is); then the members
--- of the timeline that were not given.
+-- Answers 1, or 0 if a worker may have changed the hash since the table was read (then it is left as it is); the members of
+-- the timeline that were not given; and, after 0, the workers' hidden fields with their offsets.
 local at = 9
 local function following(count, width)
   local first = at
@@ -34,30 +34,32 @@ for i = events, events_end, 2 do
   given[ARGV[i + 1]] = true
 end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
-local answer = { 1 }
+local others = {}
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   if not given[member] then
-    answer[#answer + 1] = member
+    others[#others + 1] = member
   end
 end
 
 local found = redis.call('HGETALL', KEYS[1])
 if #found == 0 and ARGV[4] ~= '1' then
-  return answer
+  return { 1, others, {} }
 end
-local applied, visible = {}, {}
+local applied, visible, ahead, offsets = {}, {}, false, {}
 for i = 1, #found, 2 do
   local name = found[i]
   if string.sub(name, 1, #ARGV[3]) == ARGV[3] then
     local offset = tonumber(found[i + 1]) or 0
-    if offset > (bounds[name] or 0) then
-      answer[1] = 0
-      return answer
-    end
+    ahead = ahead or offset > (bounds[name] or 0)
     applied[name] = offset
+    offsets[#offsets + 1] = name
+    offsets[#offsets + 1] = string.format('%.0f', offset)
   elseif string.byte(name, 1) ~= 0 then
     visible[#visible + 1] = name
   end
+end
+if ahead then
+  return { 0, others, offsets }
 end
 for _, name in ipairs(visible) do
   redis.call('HDEL', KEYS[1], name)
@@ -69,4 +71,4 @@ for i = fields, fields_end, 2 do
   end
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-return answer
+return { 1, others, {} }
