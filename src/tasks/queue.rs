@@ -4,6 +4,8 @@
 //! parked ones. It goes from one to another in single steps (BLMOVE, or a script), so a crash at any moment leaves it in
 //! one of them. What was read of a text decides nothing by itself: a script moves that very text, or nothing.
 
+pub mod listing;
+
 use std::time::Duration;
 
 use ::redis::{Cmd, FromRedisValue, RedisResult, Value, cmd};
@@ -96,34 +98,6 @@ pub enum Place {
     Later,
     /// Given up.
     Parked,
-}
-
-/// A task that is run.
-#[derive(Clone, Debug)]
-pub struct Running {
-    /// By whom.
-    pub worker: String,
-    /// Until its lease ends, in ms; negative if it has ended.
-    pub lease_left_ms: i64,
-    /// The task as it stands.
-    pub task: String,
-}
-
-/// Everything there is.
-#[derive(Clone, Debug, Default)]
-pub struct Listing {
-    /// The next first.
-    pub waiting: Vec<String>,
-    /// With when they are due, ms since 1970.
-    pub later: Vec<(String, i64)>,
-    /// What is run.
-    pub running: Vec<Running>,
-    /// The newest first.
-    pub parked: Vec<String>,
-    /// Tasks workers that are alive.
-    pub workers: usize,
-    /// Redis's time, ms since 1970.
-    pub now: i64,
 }
 
 impl Queue {
@@ -304,47 +278,6 @@ impl Queue {
         self.scored(&self.keys.task_leases()).await
     }
 
-    /// How many wait, later ones included, and how many are parked.
-    pub(super) async fn counts(&self) -> RedisResult<(u64, u64)> {
-        let mut pipe = ::redis::pipe();
-        pipe.cmd("LLEN").arg(self.keys.task_queue());
-        pipe.cmd("ZCARD").arg(self.keys.tasks_later());
-        pipe.cmd("LLEN").arg(self.keys.tasks_parked());
-        let counts = self.redis.pipeline(&pipe).await?;
-        let counts: Vec<u64> = counts
-            .into_iter()
-            .map(u64::from_redis_value)
-            .collect::<Result<_, _>>()?;
-        Ok((counts[0] + counts[1], counts[2]))
-    }
-
-    /// Everything there is. Tasks move meanwhile, so one may be told twice, or not at all.
-    pub async fn list(&self) -> RedisResult<Listing> {
-        let keys = &self.keys;
-        let now = self.redis.time_ms().await?;
-        let leases = self.leases().await?;
-        let mut waiting = self.range(&keys.task_queue()).await?;
-        waiting.reverse();
-        let mut listing = Listing {
-            waiting,
-            later: self.scored(&keys.tasks_later()).await?,
-            parked: self.range(&keys.tasks_parked()).await?,
-            workers: leases.iter().filter(|(_, deadline)| *deadline > now).count(),
-            running: Vec::new(),
-            now,
-        };
-        for (worker, deadline) in leases {
-            for task in self.processing(&worker).await? {
-                listing.running.push(Running {
-                    worker: worker.clone(),
-                    lease_left_ms: deadline - now,
-                    task: lossy(task),
-                });
-            }
-        }
-        Ok(listing)
-    }
-
     /// Puts a task that nobody runs into the queue again, in the form `anew`, or drops it without one. False if it was
     /// not there, none if the queue is full.
     pub async fn again(&self, place: Place, text: &str, anew: Option<&Task>) -> RedisResult<Option<bool>> {
@@ -398,10 +331,6 @@ impl Queue {
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
-    async fn range(&self, key: &str) -> RedisResult<Vec<String>> {
-        Ok(self.bytes(key).await?.into_iter().map(lossy).collect())
-    }
-
     async fn bytes(&self, key: &str) -> RedisResult<Vec<Vec<u8>>> {
         self.redis.command(cmd("LRANGE").arg(key).arg(0).arg(-1)).await
     }
@@ -431,8 +360,4 @@ impl Queue {
 fn text_of(status: &Status) -> String {
     // Texts and numbers: nothing in it can fail to be JSON.
     serde_json::to_string(status).unwrap_or_default()
-}
-
-fn lossy(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

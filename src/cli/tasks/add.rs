@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Cli, parked_of, task_of};
 use crate::cli::progress::Progress;
 use crate::cli::{CliError, print};
-use crate::tasks::queue::{Enqueued, Listing, When};
+use crate::tasks::queue::listing::Listing;
+use crate::tasks::queue::{Enqueued, When};
 use crate::tasks::task::{Status, Task, Token, Users, Work};
 
 /// How often is looked at how far the task has come.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Cli, parked_of, task_of};
 use crate::cli::{CliError, print};
-use crate::tasks::queue::{Listing, Running};
+use crate::tasks::queue::listing::{Listing, Running};
 
 /// Longest part of arguments and errors in a table.
 const SHOWN_CHARS: usize = 80;

@@ -13,7 +13,8 @@ use clap::Subcommand;
 use super::{CliError, print};
 use crate::config::Config;
 use crate::redis::{Redis, Settings};
-use crate::tasks::queue::{Listing, Place, Queue};
+use crate::tasks::queue::listing::{Listing, Running};
+use crate::tasks::queue::{Place, Queue};
 use crate::tasks::task::{Parked, Status, Task};
 
 /// Arguments of `sluice tasks`.
@@ -149,8 +150,7 @@ fn find(listing: &Listing, id: &str) -> Option<Found> {
 }
 
 fn no_task(listing: &Listing, id: &str) -> CliError {
-    let runs =
-        |running: &&crate::tasks::queue::Running| task_of(&running.task).is_some_and(|task| task.id == id);
+    let runs = |running: &&Running| task_of(&running.task).is_some_and(|task| task.id == id);
     match listing.running.iter().find(runs) {
         Some(running) => anyhow!("task {id} is run by {} just now", running.worker).into(),
         None => anyhow!("there is no task {id}; `sluice tasks list` shows those that there are").into(),
