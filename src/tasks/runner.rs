@@ -6,8 +6,7 @@
 //! finishing its last step.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ::redis::RedisResult;
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::Doer;
 use super::queue::{Queue, To};
 use super::task::{Parked, Status, Task, Work, known_kind};
-use crate::redis::Redis;
+use crate::redis::{Client, Redis};
 use crate::telemetry::{self, TaskOutcome, metrics};
 
 /// Before a task that failed is tried again: this, and four times as long after each further failure.
@@ -87,13 +86,8 @@ impl Held {
         let mut task = state.0.clone();
         task.progress = Some(progress);
         let text = task.text();
-        let to = To::Kept(text.clone());
-        if !self
-            .queue
-            .moved(&self.worker, false, &state.1, to)
-            .await
-            .map_err(failed)?
-        {
+        let kept = self.queue.keep(&self.worker, &state.1, &text).await;
+        if !kept.map_err(failed)? {
             return Err(TaskError::Lost);
         }
         *state = (task, text.into_bytes());
@@ -131,12 +125,8 @@ impl Held {
         let mut task = state.0.clone();
         task.worker = Some(self.worker.clone());
         let text = task.text();
-        let to = To::Kept(text.clone());
-        let begun = self
-            .queue
-            .moved(&self.worker, false, &state.1, to)
-            .await
-            .map_err(failed)?;
+        let begun = self.queue.keep(&self.worker, &state.1, &text).await;
+        let begun = begun.map_err(failed)?;
         if begun {
             *state = (task, text.into_bytes());
         }
@@ -182,14 +172,13 @@ impl Runner {
 
     async fn take_and_run(&self) {
         while !self.shutdown.is_cancelled() {
-            let client = AtomicI64::new(0);
+            let client = OnceLock::new();
             let taking = self.take(&client);
             tokio::pin!(taking);
             let taken = tokio::select! {
                 taken = &mut taking => taken,
                 () = self.shutdown.cancelled() => {
-                    let client = client.load(Ordering::Relaxed);
-                    return self.stop_taking(client, taking).await;
+                    return self.stop_taking(client.get(), taking).await;
                 }
             };
             match taken {
@@ -208,9 +197,15 @@ impl Runner {
 
     /// Ends the waiting for a task at the server, too: else this process would be given one while it ends, perhaps the
     /// very one that it gave back. One that came in the last moment goes back. Where this fails, the lease ends.
-    async fn stop_taking(&self, client: i64, taking: impl Future<Output = RedisResult<Option<Vec<u8>>>>) {
+    async fn stop_taking(
+        &self,
+        client: Option<&Client>,
+        taking: impl Future<Output = RedisResult<Option<Vec<u8>>>>,
+    ) {
         let last = async {
-            self.queue.unblock(client).await.ok()?;
+            if let Some(client) = client {
+                self.queue.unblock(client).await.ok()?;
+            }
             String::from_utf8(taking.await.ok()??).ok()
         };
         if let Ok(Some(text)) = timeout(LAST_WORD, last).await {
@@ -221,14 +216,14 @@ impl Runner {
 
     /// The next task, if one comes in time. The lease is held while it is waited for, so that a task is nobody's prey in
     /// the moment in which it lands.
-    async fn take(&self, client: &AtomicI64) -> RedisResult<Option<Vec<u8>>> {
+    async fn take(&self, client: &OnceLock<Client>) -> RedisResult<Option<Vec<u8>>> {
         // What landed when the answer was lost.
         if let Some(left) = self.queue.processing(&self.name).await?.into_iter().next() {
             return Ok(Some(left));
         }
         self.queue.hold(&self.name, self.lease, None).await?;
-        let id = self.queue.client_id(&self.blocking).await?;
-        client.store(id, Ordering::Relaxed);
+        let own = self.queue.client(&self.blocking).await?;
+        client.get_or_init(|| own);
         let renewing = async {
             let mut ticks = self.ticks();
             loop {
@@ -372,6 +367,8 @@ impl Runner {
                     Ok(moved) => return moved,
                     Err(error) => {
                         tracing::warn!(service = "redis", error = %error, "a task cannot be settled; trying again");
+                        // Meanwhile it stays its own: a slot that moves holds up what moves tasks, and not what holds them.
+                        self.queue.hold(&self.name, self.lease, None).await.ok();
                         sleep(PAUSE).await;
                     }
                 }

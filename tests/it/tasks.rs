@@ -33,7 +33,7 @@ fn listed(scene: &Scene) -> Value {
 }
 
 /// Adds a task and returns its id.
-fn added(scene: &Scene, arguments: &[&str]) -> String {
+pub(crate) fn added(scene: &Scene, arguments: &[&str]) -> String {
     let said = done(scene, &[&["add"], arguments].concat());
     let id = said
         .lines()
@@ -46,7 +46,7 @@ fn shown(scene: &Scene, id: &str) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-fn state_becomes(scene: &Scene, id: &str, state: &str) -> Value {
+pub(crate) fn state_becomes(scene: &Scene, id: &str, state: &str) -> Value {
     eventually(&format!("task {id} is {state}"), PATIENCE, || {
         let shown = shown(scene, id);
         seen(shown["status"]["state"] == state, &shown).map(|()| shown)
@@ -54,7 +54,7 @@ fn state_becomes(scene: &Scene, id: &str, state: &str) -> Value {
 }
 
 /// A table with so many users of each token, and what a rebuild must make of each.
-fn people(scene: &Scene, tokens: &[&str], users: usize) {
+pub(crate) fn people(scene: &Scene, tokens: &[&str], users: usize) {
     let names: Vec<String> = (0..users).map(|n| format!("user {n}")).collect();
     for token in tokens {
         let rows: Vec<Row<'_>> = names
@@ -71,7 +71,7 @@ fn people(scene: &Scene, tokens: &[&str], users: usize) {
     }
 }
 
-fn all_rebuilt(scene: &Scene, tokens: &[&str], users: usize) {
+pub(crate) fn all_rebuilt(scene: &Scene, tokens: &[&str], users: usize) {
     let mut redis = scene.redis();
     for token in tokens {
         for n in 0..users {
@@ -85,7 +85,7 @@ fn all_rebuilt(scene: &Scene, tokens: &[&str], users: usize) {
 }
 
 /// Which of the processes runs a task, once one does and has come somewhere.
-fn runner(scene: &Scene, id: &str, workers: &[&Worker]) -> usize {
+pub(crate) fn runner(scene: &Scene, id: &str, workers: &[&Worker]) -> usize {
     eventually("a process has begun with the task", PATIENCE, || {
         let shown = shown(scene, id);
         let by = shown["task"]["worker"].as_str().unwrap_or_default();
@@ -149,9 +149,8 @@ fn a_task_whose_process_is_killed_goes_on_elsewhere_once_its_lease_ends_and_with
     }
 }
 
-#[test]
-fn a_process_that_is_told_to_end_gives_its_task_back_at_once() {
-    let mut scene = Scene::new("given_back", 1);
+/// A process that is told to end gives its task back at once. On every Redis: see `every_redis`.
+pub(crate) fn given_back(mut scene: Scene) {
     scene.set("tasks.lease_seconds", "3600");
     scene.set("worker.drain_seconds", "1");
     people(&scene, &TOKENS, 300);
