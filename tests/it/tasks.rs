@@ -12,6 +12,8 @@ use crate::harness::wait::{eventually, seen};
 use crate::harness::worker::Worker;
 
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a process goes on waiting for an answer of Redis once it is to end.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// Runs `sluice tasks …`, and returns the exit code and what it said on both outputs.
 pub(crate) fn tasks(scene: &Scene, arguments: &[&str]) -> (i32, String) {
@@ -167,7 +169,10 @@ pub(crate) fn given_back(mut scene: Scene) {
     all_rebuilt(&scene, &TOKENS, 300);
     // And not to itself, whose other place was free.
     assert_eq!(scene.logged("a tasks worker died with its task"), 0);
+    // It waits for nothing but tasks, and that ends at the server as well: else it would be waited for.
+    let told = Instant::now();
     assert_eq!(other.terminate().code(), Some(0));
+    assert!(told.elapsed() < LAST_WORD, "{:?}", told.elapsed());
 }
 
 #[test]
