@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::CliError;
 use crate::api::{self, Api};
 use crate::clickhouse;
-use crate::config::{Config, OnRedisDown, RedisMode, WhenOver};
+use crate::config::{Config, OnRedisDown, WhenOver};
 use crate::health::{self, Health, Prober, probes};
 use crate::kafka::consumer;
 use crate::kafka::producer::Rejects;
@@ -242,14 +242,6 @@ fn sampling(config: &Config) -> anyhow::Result<JoinSet<()>> {
     }
     for (settings, server) in servers {
         let settings = settings.context("redis.url or redis.cache_url cannot be used")?;
-        if settings.mode() == RedisMode::Cluster {
-            // Each node has keys and a memory of its own.
-            tracing::info!(
-                server = server.name(),
-                "the nodes of a Cluster are not looked at: ask them yourself"
-            );
-            continue;
-        }
         let connection = Redis::open(&settings, 1)
             .with_context(|| format!("the Redis of the {} cannot be looked at", server.name()))?;
         let sampler = Sampler::new(connection, server, &redis.key_prefix);

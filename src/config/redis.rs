@@ -60,8 +60,8 @@ pub struct Redis {
     /// Connections to each server, 1 to 100. Default 10. Few are enough, as they are multiplexed.
     pub max_connections: u32,
     /// Seconds between two looks at each server for `sluice_redis_*`, 0 for none, at most 3600. Default 15. A look is
-    /// about 1 ms of the server's CPU; without it nobody is told of evictions and of memory that runs out. The nodes of a
-    /// Cluster are not looked at.
+    /// about 1 ms of the server's CPU, shared by the primaries of a Cluster; without it nobody is told of evictions and of
+    /// memory that runs out.
     pub sample_seconds: u32,
 }
 

@@ -8,7 +8,8 @@
 //! one may touch keys that it does not name (`packed.lua` does), and there it would take those that are still on their
 //! way for absent. It stays with the node that gives the slot away, which refuses it as soon as a key is missing, in the
 //! midst of it, too; then it waits until the slot has arrived. So nothing is ever judged by half of a slot's keys, as long as
-//! every script can be cut off between two writes and run again.
+//! every script can be cut off between two writes and run again. A script that says that it touches its one key alone
+//! ([`Script::of_one_key`]) is as good as a plain command, and follows it.
 
 mod map;
 
@@ -23,7 +24,7 @@ use self::map::Map;
 use super::Script;
 use super::node::{Limits, Node, cannot_work};
 use super::settings::Settings;
-use super::slots::{redirected, runs_script, slot_of};
+use super::slots::{redirected, runs_script, slot_of, slot_of_key};
 use crate::faults;
 use crate::telemetry::metrics;
 
@@ -83,6 +84,18 @@ impl Cluster {
         Ok((map.nodes().to_vec(), map.served()))
     }
 
+    /// The node that serves a key's slot.
+    pub(super) async fn node_of(&self, key: &str) -> RedisResult<Arc<Node>> {
+        let slot = slot_of_key(key.as_bytes());
+        let map = self.map.get().await?;
+        map.node_of(slot).map(Arc::clone).ok_or_else(|| unserved(slot))
+    }
+
+    /// The node at `host:port`, if it is known.
+    pub(super) fn node_at(&self, address: &str) -> Option<Arc<Node>> {
+        self.map.node_at(address)
+    }
+
     /// Sends all commands; one answer each, of which some may be errors of the server. Nodes that do not know one of
     /// `scripts` are told.
     pub(super) async fn send(&self, pipe: &Pipeline, scripts: &[&Script]) -> RedisResult<Vec<Value>> {
@@ -104,7 +117,7 @@ impl Cluster {
             let loads = match share_out(open, &map) {
                 Ok(loads) => loads,
                 Err(error) => {
-                    self.map.refresh(&map).await?;
+                    self.map.refresh(&map).await.ok();
                     return Err(error);
                 }
             };
@@ -151,7 +164,7 @@ impl Cluster {
             };
             metrics().redis_redirects.increment(open.len() as u64);
             if begun.elapsed() > PATIENCE {
-                return Err(told(slot, &error));
+                return Err(told(slot, &error, round));
             }
             for node in unknown {
                 load_scripts(&node, scripts).await?;
@@ -160,9 +173,10 @@ impl Cluster {
             if waits || round >= AT_ONCE {
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST);
-                self.map.refresh(&map).await?;
+                // Where nobody tells, the map at hand may still be right, and the nodes say where it is not.
+                self.map.refresh(&map).await.ok();
             }
-            map = self.map.get().await?;
+            map = self.map.get().await.unwrap_or(map);
         }
         Ok(answers)
     }
@@ -184,7 +198,9 @@ impl Cluster {
                 None => Fate::Wait,
             },
             Some(ServerErrorKind::Ask) => match sent_to() {
-                Some((_, address)) if !waits_for_slot(command.command) => Fate::Ask(self.map.node(&address)?),
+                Some((_, address)) if !waits_for_slot(command.command, scripts) => {
+                    Fate::Ask(self.map.node(&address)?)
+                }
                 _ => Fate::Wait,
             },
             Some(ServerErrorKind::NoScript) if !scripts.is_empty() => Fate::Unknown,
@@ -196,8 +212,9 @@ impl Cluster {
 }
 
 /// Whether a command waits until its slot has arrived as a whole.
-fn waits_for_slot(command: &Cmd) -> bool {
-    runs_script(command) && !faults::without("without-whole-slots")
+fn waits_for_slot(command: &Cmd, scripts: &[&Script]) -> bool {
+    let follows = |script: &&Script| script.of_one_key && script.is_called_by(command);
+    runs_script(command) && !scripts.iter().any(follows) && !faults::without("without-whole-slots")
 }
 
 /// A script met a key that is not there, in a slot that is being given away: the key may be at the other node.
@@ -270,7 +287,7 @@ fn unserved(slot: u16) -> RedisError {
 }
 
 /// What a call ends with that was refused until its patience ended.
-fn told(slot: Option<u16>, error: &ServerError) -> RedisError {
+fn told(slot: Option<u16>, error: &ServerError, round: u32) -> RedisError {
     if is_of_a_moving_slot(error) || error.kind() == Some(ServerErrorKind::Ask) {
         let text = slot.map_or_else(String::new, |slot| {
             format!(
@@ -281,6 +298,14 @@ fn told(slot: Option<u16>, error: &ServerError) -> RedisError {
             ErrorKind::Server(ServerErrorKind::TryAgain),
             "a script waits for a slot that is on its way to another node",
             text,
+        ));
+    }
+    if error.kind() == Some(ServerErrorKind::Moved) && round < AT_ONCE {
+        // It was not sent to and fro: its first answer came late, as that of a command that lets the server wait.
+        return RedisError::from((
+            ErrorKind::Server(ServerErrorKind::TryAgain),
+            "a slot went to another node while a command waited",
+            error.details().unwrap_or_default().to_owned(),
         ));
     }
     if error.kind() == Some(ServerErrorKind::Moved) {

@@ -9,6 +9,7 @@ mod cluster;
 pub mod info;
 pub mod keys;
 pub mod kinds;
+pub mod look;
 pub mod needs;
 mod node;
 pub mod sample;
@@ -58,6 +59,18 @@ enum Transport {
 pub struct Script {
     source: &'static str,
     sha1: String,
+    of_one_key: bool,
+}
+
+/// One server, asked by itself.
+#[derive(Clone, Debug)]
+pub struct Server(Arc<Node>);
+
+/// A connection as its server knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    server: String,
+    id: i64,
 }
 
 impl Script {
@@ -66,6 +79,16 @@ impl Script {
         Self {
             source,
             sha1: ::redis::Script::new(source).get_hash().to_owned(),
+            of_one_key: false,
+        }
+    }
+
+    /// The same for a script that touches the one key that it names, and no other: like a plain command it goes where its
+    /// key is while a slot of a Cluster moves, and does not wait for the others.
+    pub fn of_one_key(source: &'static str) -> Self {
+        Self {
+            of_one_key: true,
+            ..Self::new(source)
         }
     }
 
@@ -74,6 +97,11 @@ impl Script {
         let mut cmd = ::redis::cmd("EVALSHA");
         cmd.arg(&self.sha1).arg(keys);
         cmd
+    }
+
+    fn is_called_by(&self, command: &Cmd) -> bool {
+        let sha1 = command.args_iter().nth(1);
+        matches!(sha1, Some(::redis::Arg::Simple(sha1)) if sha1 == self.sha1.as_bytes())
     }
 
     fn load(&self) -> Cmd {
@@ -97,6 +125,23 @@ pub struct Topology {
 impl Topology {
     /// The slots that a Cluster has.
     pub const SLOTS: usize = slots::SLOTS;
+}
+
+impl Server {
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        self.0.address()
+    }
+
+    /// Sends all the commands in one round trip; one answer each, in order, or the first error among them.
+    pub async fn pipeline(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
+        self.send(pipe).await?.server_errors(false)
+    }
+
+    /// The same, where some answers may be errors.
+    pub async fn send(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
+        self.0.send(pipe).await
+    }
 }
 
 impl Redis {
@@ -218,17 +263,57 @@ impl Redis {
 
     /// Sends the same commands to every primary: its address, and one answer each, of which some may be errors.
     pub async fn each(&self, pipe: &Pipeline) -> RedisResult<Vec<(String, Vec<Value>)>> {
-        let nodes = self.primaries().await?;
-        let asked = nodes
+        let servers = self.servers().await?;
+        let asked = servers
             .iter()
-            .map(async |node| Ok((node.address(), node.send(pipe).await?)));
+            .map(async |server| Ok((server.address(), server.send(pipe).await?)));
         try_join_all(asked).await
+    }
+
+    /// Every primary, asked for now.
+    pub async fn servers(&self) -> RedisResult<Vec<Server>> {
+        Ok(self.primaries().await?.into_iter().map(Server).collect())
+    }
+
+    /// Whether there are several primaries, each with slots of its own.
+    pub fn is_cluster(&self) -> bool {
+        matches!(&*self.0, Transport::Cluster(_))
+    }
+
+    /// What the server of `key` knows this connection by; for one of [`Redis::blocking`], that on which a command with that
+    /// key will wait.
+    pub async fn client(&self, key: &str) -> RedisResult<Client> {
+        let node = match &*self.0 {
+            Transport::Standalone(node) => Arc::clone(node),
+            Transport::Sentinel(sentinel) => sentinel.primary().await?,
+            Transport::Cluster(cluster) => cluster.node_of(key).await?,
+        };
+        let id = one(&node, ::redis::cmd("CLIENT").arg("ID")).await?;
+        Ok(Client {
+            server: node.address(),
+            id: FromRedisValue::from_redis_value(id)?,
+        })
+    }
+
+    /// Ends what a connection waits for, which knows nothing of a caller that has stopped waiting. False if it waits for
+    /// nothing, or its server is none (any more).
+    pub async fn unblock(&self, client: &Client) -> RedisResult<bool> {
+        let node = match &*self.0 {
+            Transport::Standalone(node) => Some(Arc::clone(node)),
+            Transport::Sentinel(sentinel) => Some(sentinel.primary().await?),
+            Transport::Cluster(cluster) => cluster.node_at(&client.server),
+        };
+        let Some(node) = node.filter(|node| node.address() == client.server) else {
+            return Ok(false);
+        };
+        let ended = one(&node, ::redis::cmd("CLIENT").arg("UNBLOCK").arg(client.id)).await?;
+        Ok(i64::from_redis_value(ended)? == 1)
     }
 
     async fn primaries(&self) -> RedisResult<Vec<Arc<Node>>> {
         Ok(match &*self.0 {
             Transport::Standalone(node) => vec![Arc::clone(node)],
-            Transport::Sentinel(sentinel) => vec![sentinel.primary().await?],
+            Transport::Sentinel(sentinel) => vec![sentinel.anew().await?],
             Transport::Cluster(cluster) => cluster.primaries().await?.0,
         })
     }
@@ -243,9 +328,15 @@ impl Redis {
 }
 
 async fn time_ms(node: &Node) -> RedisResult<i64> {
+    milliseconds(vec![one(node, &::redis::cmd("TIME")).await?])
+}
+
+/// One command to one server.
+async fn one(node: &Node, command: &Cmd) -> RedisResult<Value> {
     let mut pipe = Pipeline::with_capacity(1);
-    pipe.cmd("TIME");
-    milliseconds(node.send(&pipe).await?.server_errors(false)?)
+    pipe.add_command(command.clone());
+    let answer = node.send(&pipe).await?.into_iter().next();
+    answer.unwrap_or(Value::Nil).extract_error()
 }
 
 fn milliseconds(answers: Vec<Value>) -> RedisResult<i64> {

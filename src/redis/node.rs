@@ -13,10 +13,13 @@ use ::redis::{
 };
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::telemetry::metrics;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a question about where things are; several servers are asked at the same time.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 /// A call that its caller gives up after this long speaks against the server: callers with less patience than the
 /// time-out of a call would otherwise wait for one that is gone for ever.
 const GIVEN_UP_AFTER: Duration = Duration::from_millis(300);
@@ -34,6 +37,7 @@ pub(super) struct Limits {
 pub(super) struct Node {
     client: Client,
     response_timeout: Duration,
+    /// One for each slot, and after them the one for questions.
     connections: Box<[Mutex<Connection>]>,
     next: AtomicUsize,
     turns: Semaphore,
@@ -86,13 +90,19 @@ impl Node {
             response_timeout,
             calls,
         } = limits;
-        let connections = (0..connections.max(1))
+        let slots = connections.max(1);
+        let connections = (0..=slots)
             .map(|slot| {
+                let patience = if slot < slots {
+                    response_timeout
+                } else {
+                    QUESTION_TIMEOUT
+                };
                 Ok(Mutex::new(Connection {
                     slot,
                     generation: 0,
                     answered: Arc::default(),
-                    manager: manager(&client, response_timeout)?,
+                    manager: manager(&client, patience)?,
                 }))
             })
             .collect::<RedisResult<_>>()?;
@@ -129,12 +139,23 @@ impl Node {
         }
     }
 
+    /// It was found once more, by others' word and its own. If it was suspect, connections may still lead to whom its address
+    /// was before: they are opened anew.
+    pub(super) fn found_again(&self) {
+        if self.suspect.swap(false, Ordering::Relaxed) {
+            for slot in 0..self.connections.len() - 1 {
+                let used = self.slot(slot).clone();
+                self.replace(&used);
+            }
+        }
+    }
+
     /// Sends all commands in one write; one answer each, of which some may be errors of the server.
     pub(super) async fn send(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
         // It is never closed.
         let _turn = self.turns.acquire().await.ok();
         let n = self.next.fetch_add(1, Ordering::Relaxed);
-        let used = self.slot(n % self.connections.len()).clone();
+        let used = self.slot(n % (self.connections.len() - 1)).clone();
         let mut call = Call {
             node: self,
             used: &used,
@@ -162,6 +183,28 @@ impl Node {
         answers
     }
 
+    /// Asks where things are, or who the server is: an answer each, of which some may be errors. Waits for no turn, and has
+    /// a connection of its own, opened at its first use: what is asked is why calls do not come to their end, and behind
+    /// these it would run out of time.
+    pub(super) async fn ask(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
+        let used = self.slot(self.connections.len() - 1).clone();
+        let mut connection = used.manager.clone();
+        let asked = connection.send_packed_commands(pipe, 0, pipe.len());
+        let answers = timeout(QUESTION_TIMEOUT, asked)
+            .await
+            .unwrap_or_else(|_| Err(self.gave_no_answer()));
+        if answers.as_ref().is_err_and(leads_nowhere) {
+            self.replace(&used);
+        }
+        answers
+    }
+
+    /// What a call ends with whose time is over.
+    pub(super) fn gave_no_answer(&self) -> RedisError {
+        let text = format!("{} gave no answer in time", self.address());
+        std::io::Error::new(std::io::ErrorKind::TimedOut, text).into()
+    }
+
     fn slot(&self, slot: usize) -> MutexGuard<'_, Connection> {
         self.connections[slot]
             .lock()
@@ -170,9 +213,15 @@ impl Node {
 
     /// Replaces a connection of which only another one helps. Calls under way on it end as they may.
     fn replace(&self, used: &Connection) {
+        let for_calls = used.slot < self.connections.len() - 1;
+        let patience = if for_calls {
+            self.response_timeout
+        } else {
+            QUESTION_TIMEOUT
+        };
         let mut current = self.slot(used.slot);
         if current.generation == used.generation
-            && let Ok(manager) = manager(&self.client, self.response_timeout)
+            && let Ok(manager) = manager(&self.client, patience)
         {
             current.manager = manager;
             current.generation += 1;

@@ -3,6 +3,7 @@
 //! Whom most sentinels name is asked whether it is a primary before anything is sent to it: sentinels that were cut off
 //! name the old one for a while. One caller asks, the others wait for what it finds.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use tokio::time::timeout;
 
 use super::node::{Limits, Node, cannot_work};
 use super::settings::{Address, Settings};
-use super::votes::most;
+use super::votes::{most, told_by};
 use crate::telemetry::metrics;
 
-/// For one question to a sentinel, or to a server whether it is a primary; the sentinels are asked at the same time.
+/// For a question to a sentinel, or to a server whether it is a primary; the sentinels are asked at the same time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A primary, and how it is found.
@@ -24,8 +25,9 @@ pub(super) struct Sentinel {
     settings: Settings,
     limits: Limits,
     current: Mutex<Option<Arc<Node>>>,
-    /// Where the last primary was, held while it is asked for.
-    last: tokio::sync::Mutex<Option<Address>>,
+    /// The last primary and where it was, held while it is asked for. Where it is found again, its connections and its
+    /// turns stay.
+    last: tokio::sync::Mutex<Option<(Address, Arc<Node>)>>,
 }
 
 impl Sentinel {
@@ -66,23 +68,31 @@ impl Sentinel {
         if let Some(node) = self.current() {
             return Ok(node);
         }
-        let (address, node) = self.find().await?;
-        if last.as_ref().is_some_and(|last| *last != address) {
+        let (address, node) = self.find(last.as_ref()).await?;
+        if last.as_ref().is_some_and(|(last, _)| *last != address) {
             metrics().redis_failovers.increment(1);
             tracing::info!(
                 address = node.address(),
                 "Redis has another primary, say the sentinels"
             );
         }
-        *last = Some(address);
+        *last = Some((address, Arc::clone(&node)));
         *self.lock() = Some(Arc::clone(&node));
         Ok(node)
     }
 
+    /// The one that the sentinels name now.
+    pub(super) async fn anew(&self) -> RedisResult<Arc<Node>> {
+        *self.lock() = None;
+        self.primary().await
+    }
+
     /// How many sentinels name a primary, and how many there are.
     pub(super) async fn votes(&self) -> (usize, usize) {
-        let named = self.ask_all().await;
-        (named.iter().flatten().count(), named.len())
+        let asked = self.ask_all().await;
+        let naming: HashSet<&String> = asked.iter().flatten().map(|(voter, _)| voter).collect();
+        let silent = asked.iter().filter(|answer| answer.is_err()).count();
+        (naming.len(), naming.len() + silent)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Node>>> {
@@ -100,7 +110,7 @@ impl Sentinel {
         }
     }
 
-    async fn ask_all(&self) -> Vec<RedisResult<Address>> {
+    async fn ask_all(&self) -> Vec<RedisResult<(String, Address)>> {
         join_all(
             self.settings
                 .addresses()
@@ -110,7 +120,7 @@ impl Sentinel {
         .await
     }
 
-    async fn find(&self) -> RedisResult<(Address, Arc<Node>)> {
+    async fn find(&self, last: Option<&(Address, Arc<Node>)>) -> RedisResult<(Address, Arc<Node>)> {
         let addresses = self.settings.addresses();
         let asked = addresses.iter().map(async |sentinel| {
             let named = self.ask(sentinel).await;
@@ -119,9 +129,23 @@ impl Sentinel {
         // Not another one, if this one does not answer: whom fewer name may be the old primary, which they lost sight of.
         let (named, reasons) = most(asked).await;
         let address = named.ok_or_else(|| nobody(&self.settings.service, &reasons))?;
-        let node = Node::new(self.settings.server(&address)?, self.limits)?;
-        match role(&node).await?.as_str() {
-            "master" => Ok((address, Arc::new(node))),
+        let mut ask_role = Pipeline::with_capacity(1);
+        ask_role.cmd("ROLE");
+        let known = last.filter(|(last, _)| *last == address);
+        let (node, asked) = if let Some((_, node)) = known {
+            (Arc::clone(node), node.ask(&ask_role).await?)
+        } else {
+            // As calls will ask it, so that a connection of theirs is known to lead there.
+            let node = Arc::new(Node::new(self.settings.server(&address)?, self.limits)?);
+            let asked = timeout(PATIENCE, node.send(&ask_role)).await;
+            let asked = asked.unwrap_or_else(|_| Err(node.gave_no_answer()))?;
+            (node, asked)
+        };
+        match role(asked)?.as_str() {
+            "master" => {
+                node.found_again();
+                Ok((address, node))
+            }
             role => Err(RedisError::from((
                 ErrorKind::Server(ServerErrorKind::MasterDown),
                 "the sentinels name a server that is no primary",
@@ -130,45 +154,36 @@ impl Sentinel {
         }
     }
 
-    /// Whom a sentinel names.
-    async fn ask(&self, sentinel: &Address) -> RedisResult<Address> {
+    /// Who a sentinel is, and whom it names.
+    async fn ask(&self, sentinel: &Address) -> RedisResult<(String, Address)> {
         let limits = Limits {
             connections: 1,
             response_timeout: PATIENCE,
             calls: 1,
         };
         let node = Node::new(self.settings.sentinel(sentinel)?, limits)?;
-        let mut pipe = ::redis::pipe();
-        pipe.cmd("SENTINEL")
+        let mut question = ::redis::cmd("SENTINEL");
+        question
             .arg("GET-MASTER-ADDR-BY-NAME")
             .arg(&self.settings.service);
-        let named: Option<(String, u16)> = Option::from_redis_value(one(&node, &pipe).await?)?;
-        named.ok_or_else(|| {
+        let (voter, named) = told_by(&node, &question, "SENTINEL").await?;
+        let named: Option<Address> = Option::from_redis_value(named)?;
+        let named = named.ok_or_else(|| {
             RedisError::from((
                 ErrorKind::MasterNameNotFoundBySentinel,
                 "a sentinel does not know this service",
                 self.settings.service.clone(),
             ))
-        })
+        })?;
+        Ok((voter, named))
     }
 }
 
 /// `master` or `slave`.
-async fn role(node: &Node) -> RedisResult<String> {
-    let mut pipe = ::redis::pipe();
-    pipe.cmd("ROLE");
-    let mut parts = Vec::<Value>::from_redis_value(one(node, &pipe).await?)?.into_iter();
-    Ok(String::from_redis_value(parts.next().unwrap_or(Value::Nil))?)
-}
-
-/// The answer to one command that must not take long.
-async fn one(node: &Node, pipe: &Pipeline) -> RedisResult<Value> {
-    let answers = timeout(PATIENCE, node.send(pipe)).await.unwrap_or_else(|_| {
-        let text = format!("{} gave no answer in time", node.address());
-        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
-    })?;
+fn role(answers: Vec<Value>) -> RedisResult<String> {
     let answer = answers.into_iter().next().unwrap_or(Value::Nil);
-    answer.extract_error()
+    let mut parts = Vec::<Value>::from_redis_value(answer.extract_error()?)?.into_iter();
+    Ok(String::from_redis_value(parts.next().unwrap_or(Value::Nil))?)
 }
 
 /// Why nobody is named: that it is unknown outweighs that a sentinel is down.

@@ -61,7 +61,8 @@ fn key_of(command: &Cmd) -> Option<Vec<u8>> {
     key.map(<[u8]>::to_vec)
 }
 
-fn slot_of_key(key: &[u8]) -> u16 {
+/// The slot of a key.
+pub(super) fn slot_of_key(key: &[u8]) -> u16 {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
         let close = rest.iter().position(|byte| *byte == b'}')?;

@@ -109,11 +109,14 @@ async fn so_it_is_by_a_caller_with_little_patience() {
 
 /// A sentinel, and the port of the primary that it names.
 async fn sentinel(primary: u16) -> (u16, Arc<AtomicUsize>) {
+    static ID: AtomicUsize = AtomicUsize::new(1_000);
+    let id = ID.fetch_add(1, Ordering::Relaxed);
     let named = Arc::new(AtomicUsize::new(usize::from(primary)));
     let told = Arc::clone(&named);
     let port = server(move |_, _| {
         let port = told.load(Ordering::Relaxed).to_string();
-        Some(format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()))
+        let named = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
+        Some(format!("{named}$4\r\n{id}\r\n"))
     })
     .await;
     (port, named)
@@ -156,6 +159,19 @@ async fn a_server_that_is_named_and_is_no_primary_gets_nothing() {
 }
 
 #[tokio::test]
+async fn servers_are_those_of_now() {
+    let old = answering(&[("ROLE", MASTER)]).await;
+    let new = answering(&[("ROLE", MASTER)]).await;
+    let (port, named) = sentinel(old).await;
+    let redis = open("sentinel", &[port], SHORT);
+    for now in [old, new] {
+        named.store(usize::from(now), Ordering::Relaxed);
+        let servers = redis.servers().await.unwrap();
+        assert!(servers[0].address().ends_with(&format!(":{now}")), "{servers:?}");
+    }
+}
+
+#[tokio::test]
 async fn most_sentinels_are_believed() {
     let old = answering(&[("ROLE", MASTER), ("INCR", ":0\r\n")]).await;
     let new = answering(&[("ROLE", MASTER), ("INCR", ":1\r\n")]).await;
@@ -168,13 +184,63 @@ async fn most_sentinels_are_believed() {
     assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
 }
 
+#[tokio::test]
+async fn a_sentinel_that_has_two_names_has_one_voice() {
+    let old = answering(&[("ROLE", MASTER), ("INCR", ":0\r\n")]).await;
+    let new = answering(&[("ROLE", MASTER), ("INCR", ":1\r\n")]).await;
+    let of_old = sentinel(old).await.0;
+    let sentinels = [
+        of_old,
+        of_old,
+        of_old,
+        sentinel(new).await.0,
+        sentinel(new).await.0,
+    ];
+    let redis = open("sentinel", &sentinels, SHORT);
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+    assert_eq!(redis.topology().await.unwrap().sentinels, Some((3, 3)));
+}
+
+#[tokio::test]
+async fn a_primary_that_is_found_again_keeps_its_connections() {
+    let calls = AtomicUsize::new(0);
+    let connections = Arc::new(Mutex::new(Vec::new()));
+    let used = Arc::clone(&connections);
+    let primary = server(move |connection, text| {
+        if text.contains("ROLE") {
+            return Some(MASTER.to_owned());
+        }
+        used.lock().unwrap().push(connection);
+        let refuses = calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        Some(if refuses { "-NOREPLICAS\r\n" } else { ":1\r\n" }.to_owned())
+    })
+    .await;
+    let redis = open("sentinel", &[sentinel(primary).await.0], SHORT);
+    for _ in 0..5 {
+        assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+    }
+    let mut connections = connections.lock().unwrap().clone();
+    assert_eq!(connections.len(), 10);
+    connections.dedup();
+    assert_eq!(connections.len(), 1, "{connections:?}");
+}
+
 /// Two nodes of a Cluster, with half of the slots each. `answer` says what the first and the second one answers to
 /// everything but the question for the slots.
 async fn cluster(answer: impl Fn(usize, &str) -> String + Send + Sync + 'static) -> Redis {
+    cluster_that_tells(usize::MAX, answer).await
+}
+
+/// The same, where the nodes tell only so many times which slots are where.
+async fn cluster_that_tells(
+    times: usize,
+    answer: impl Fn(usize, &str) -> String + Send + Sync + 'static,
+) -> Redis {
     let ports = Arc::new(Mutex::new([0_u16; 2]));
     let answer = Arc::new(answer);
+    let told = Arc::new(AtomicUsize::new(0));
     for node in 0..2 {
-        let (known, answer) = (Arc::clone(&ports), Arc::clone(&answer));
+        let (known, answer, told) = (Arc::clone(&ports), Arc::clone(&answer), Arc::clone(&told));
         let port = server(move |_, text| {
             if !text.contains("SLOTS") {
                 let [a, b] = *known.lock().unwrap();
@@ -184,11 +250,15 @@ async fn cluster(answer: impl Fn(usize, &str) -> String + Send + Sync + 'static)
                         .replace("SECOND", &b.to_string()),
                 );
             }
+            if told.fetch_add(1, Ordering::Relaxed) >= times {
+                return Some("-ERR\r\n-ERR\r\n".to_owned());
+            }
             let [a, b] = *known.lock().unwrap();
             let range = |first, last, port| {
                 format!("*3\r\n:{first}\r\n:{last}\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n")
             };
-            Some(format!("*2\r\n{}{}", range(0, 8_191, a), range(8_192, 16_383, b)))
+            let (first, second) = (range(0, 8_191, a), range(8_192, 16_383, b));
+            Some(format!("*2\r\n{first}{second}$1\r\n{node}\r\n"))
         })
         .await;
         ports.lock().unwrap()[node] = port;
@@ -238,6 +308,54 @@ async fn a_plain_command_follows_where_it_is_sent_and_a_script_waits_for_its_slo
     // The slot is known to have moved now.
     assert_eq!(answers("INCR").await, [Value::Int(3)]);
     assert_eq!(scripts.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn a_script_of_one_key_follows_it_while_its_slot_moves() {
+    let redis = cluster(|node, text| match node {
+        1 => "-ASK 12182 127.0.0.1:FIRST\r\n".to_owned(),
+        _ if text.contains("ASKING") => "+OK\r\n:2\r\n".to_owned(),
+        _ => "-ERR not asked for\r\n".to_owned(),
+    })
+    .await;
+    let script = Script::of_one_key("return redis.call('INCR', KEYS[1])");
+    let mut pipe = ::redis::pipe();
+    let mut call = script.call(1);
+    call.arg("foo");
+    pipe.add_command(call);
+    assert_eq!(redis.scripted(&[&script], &pipe).await.unwrap(), [Value::Int(2)]);
+}
+
+#[tokio::test]
+async fn slots_are_told_by_nodes_whose_turns_are_all_taken() {
+    let redis = cluster(|_, _| String::new()).await;
+    redis.topology().await.unwrap();
+    let calls: Vec<_> = (0..16)
+        .map(|n| {
+            let (redis, key) = (redis.clone(), ["foo", "bar"][n % 2]);
+            tokio::spawn(async move { redis.pipeline(&pipe_of(&[("GET", key)])).await })
+        })
+        .collect();
+    tokio::time::sleep(SHORT).await;
+    let told = timeout(Duration::from_secs(1), redis.topology()).await;
+    assert_eq!(told.expect("in time").unwrap().slots, Some(Topology::SLOTS));
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn what_waits_for_its_slot_goes_on_where_nobody_tells_which_slots_are_where() {
+    let calls = AtomicUsize::new(0);
+    let redis = cluster_that_tells(2, move |_, _| {
+        let answer = if calls.fetch_add(1, Ordering::Relaxed) < 3 {
+            "-TRYAGAIN\r\n"
+        } else {
+            ":7\r\n"
+        };
+        answer.to_owned()
+    })
+    .await;
+    let answers = redis.pipeline(&pipe_of(&[("GET", "foo")])).await;
+    assert_eq!(answers.unwrap(), [Value::Int(7)]);
 }
 
 #[tokio::test]

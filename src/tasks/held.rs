@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::Mutex;
 
-use super::queue::{Queue, To, Whose};
+use super::queue::Queue;
 use super::task::{Status, Task, Users, is_refresh};
 
 /// Why a task was not done.
@@ -89,9 +89,7 @@ impl Held {
         let mut task = state.0.clone();
         change(&mut task);
         let text = task.text();
-        let to = To::Kept(text.clone());
-        let mine = (self.worker.as_str(), Whose::Own);
-        let rewritten = self.queue.moved(mine, &state.1, to, None).await;
+        let rewritten = self.queue.keep(&self.worker, &state.1, &text).await;
         let rewritten = rewritten.map_err(failed)?;
         if rewritten {
             *state = (task, text.into_bytes());

@@ -3,8 +3,8 @@
 -- has it moves nothing.
 -- KEYS: 1 processing list, 2 leases, 3 queue, 4 tasks that are due later, 5 parked tasks, 6 the task's status.
 -- ARGV: 1 "" if it is moved by its own worker, else the worker that must be dead: one whose lease has ended by Redis's
---       clock; 2 the task as it stands in the list; 3 where to: "done" (nowhere), "kept" (the same list), "next", "later"
---       or "parked"; 4 what is put there; 5 ms until it is due, for "later"; 6 most parked tasks, 7 seconds they live;
+--       clock; 2 the task as it stands in the list; 3 where to: "done" (nowhere), "next", "later" or "parked"; 4 what is
+--       put there; 5 ms until it is due, for "later"; 6 most parked tasks, 7 seconds they live;
 --       8 what is told of the task from now on, or "", 9 seconds for which that is kept.
 -- Answers -1 if it was not there, else how many parked tasks had to go for it.
 local time = redis.call('TIME')
@@ -14,18 +14,6 @@ if ARGV[1] ~= '' then
   if deadline and tonumber(deadline) > now then
     return -1
   end
-end
-if ARGV[3] == 'kept' then
-  -- The new text first: where its slot is on the way to another node, a list that was empty for a moment could not be
-  -- filled again.
-  for _, task in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-    if task == ARGV[2] then
-      redis.call('LPUSH', KEYS[1], ARGV[4])
-      redis.call('LREM', KEYS[1], -1, ARGV[2])
-      return 0
-    end
-  end
-  return -1
 end
 if redis.call('LREM', KEYS[1], 1, ARGV[2]) == 0 then
   return -1

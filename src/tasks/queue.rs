@@ -3,6 +3,10 @@
 //! A task is a text in exactly one of: the queue, the tasks that are due later, one worker's processing list, or the
 //! parked ones. It goes from one to another in single steps (BLMOVE, or a script), so a crash at any moment leaves it in
 //! one of them. What was read of a text decides nothing by itself: a script moves that very text, or nothing.
+//!
+//! All keys are in one slot of a Cluster. While it moves to another node, what a worker does about the task that it runs
+//! goes on: its lease, its list and what waits are each touched by a script that names that key alone. Tasks change hands
+//! again once the slot has arrived.
 
 pub mod listing;
 
@@ -15,7 +19,7 @@ use crate::config;
 use crate::redis::keys::{
     Keys, PARKED_TASKS, PARKED_TTL_SECONDS, TASK_STATUS_TTL_SECONDS, TASK_WAITING_TTL_SECONDS,
 };
-use crate::redis::{Redis, Script};
+use crate::redis::{Client, Redis, Script};
 
 /// How long the server may wait for a task before it answers that there is none.
 pub(super) const BLOCK: Duration = Duration::from_secs(30);
@@ -38,6 +42,8 @@ pub struct Queue {
 struct Scripts {
     enqueue: Script,
     hold: Script,
+    keep: Script,
+    begun: Script,
     moved: Script,
     tend: Script,
     retry: Script,
@@ -79,8 +85,6 @@ pub(super) enum Whose {
 pub(super) enum To {
     /// Nowhere: it is done.
     Done,
-    /// It stays, and says how far it has come.
-    Kept(String),
     /// To the queue, before all others.
     Next(String),
     /// To the queue, after a while.
@@ -108,7 +112,9 @@ impl Queue {
             keys: Keys::new(&config.redis.key_prefix),
             scripts: std::sync::Arc::new(Scripts {
                 enqueue: Script::new(include_str!("enqueue.lua")),
-                hold: Script::new(include_str!("hold.lua")),
+                hold: Script::of_one_key(include_str!("hold.lua")),
+                keep: Script::of_one_key(include_str!("keep.lua")),
+                begun: Script::of_one_key(include_str!("begun.lua")),
                 moved: Script::new(include_str!("move.lua")),
                 tend: Script::new(include_str!("tend.lua")),
                 retry: Script::new(include_str!("retry.lua")),
@@ -166,20 +172,36 @@ impl Queue {
         lease: Duration,
         held: Option<(&Task, &[u8])>,
     ) -> RedisResult<bool> {
-        let keys = &self.keys;
-        let waiting = held.and_then(|(task, _)| task.work().ok());
-        let waiting = waiting.map_or_else(|| keys.task_waiting(""), |work| work.waiting_key(keys));
-        let (id, text) = held.map_or(("", &b""[..]), |(task, text)| (&task.id, text));
-        let mut call = self.scripts.hold.call(4);
-        call.arg(keys.task_leases())
-            .arg(keys.tasks_processing(worker))
-            .arg(waiting)
-            .arg(keys.task_refreshes())
+        let mut call = self.scripts.hold.call(1);
+        call.arg(self.keys.task_leases())
             .arg(worker)
-            .arg(lease.as_millis() as u64)
-            .arg(text)
-            .arg(id);
-        Ok(self.scripted::<i64>(&self.scripts.hold, call).await? == 1)
+            .arg(lease.as_millis() as u64);
+        self.scripted::<i64>(&self.scripts.hold, call).await?;
+        let Some((task, text)) = held else {
+            return Ok(true);
+        };
+        // Only now: whoever takes a task out of this list looks at the lease in the same step, and finds it from here on.
+        if !self.processing(worker).await?.iter().any(|kept| kept == text) {
+            return Ok(false);
+        }
+        if let Ok(work) = task.work() {
+            let mut call = self.scripts.begun.call(1);
+            call.arg(work.waiting_key(&self.keys)).arg(&task.id);
+            self.scripted::<i64>(&self.scripts.begun, call).await?;
+        }
+        if is_refresh(&task.kind) {
+            let mut begun = cmd("ZREM");
+            begun.arg(self.keys.task_refreshes()).arg(&task.id);
+            self.redis.command::<i64>(&begun).await?;
+        }
+        Ok(true)
+    }
+
+    /// Gives a task another text in a worker's own list. False if it was not there.
+    pub(super) async fn keep(&self, worker: &str, text: &[u8], anew: &str) -> RedisResult<bool> {
+        let mut call = self.scripts.keep.call(1);
+        call.arg(self.keys.tasks_processing(worker)).arg(text).arg(anew);
+        Ok(self.scripted::<i64>(&self.scripts.keep, call).await? == 0)
     }
 
     /// Takes the next task over `blocking`, a connection of the worker's own; none if there was none for a while.
@@ -193,14 +215,14 @@ impl Queue {
         blocking.command(&take).await
     }
 
-    /// What the server knows a connection by.
-    pub(super) async fn client_id(&self, blocking: &Redis) -> RedisResult<i64> {
-        blocking.command(cmd("CLIENT").arg("ID")).await
+    /// What the server of the queue knows `blocking` by.
+    pub(super) async fn client(&self, blocking: &Redis) -> RedisResult<Client> {
+        blocking.client(&self.keys.task_queue()).await
     }
 
-    /// Ends what that connection waits for: a server knows nothing of a caller that has stopped waiting.
-    pub(super) async fn unblock(&self, client: i64) -> RedisResult<i64> {
-        self.redis.command(cmd("CLIENT").arg("UNBLOCK").arg(client)).await
+    /// Ends what that connection waits for. False if it waits for nothing.
+    pub(super) async fn unblock(&self, client: &Client) -> RedisResult<bool> {
+        self.redis.unblock(client).await
     }
 
     /// What is in a worker's processing list.
@@ -219,7 +241,6 @@ impl Queue {
         let keys = &self.keys;
         let (name, put, delay) = match to {
             To::Done => ("done", String::new(), Duration::ZERO),
-            To::Kept(text) => ("kept", text, Duration::ZERO),
             To::Next(text) => ("next", text, Duration::ZERO),
             To::Later(text, delay) => ("later", text, delay),
             To::Parked(parked) => (

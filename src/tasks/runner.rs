@@ -7,8 +7,7 @@
 //! finishing its last step.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ::redis::RedisResult;
@@ -21,7 +20,7 @@ use super::Doer;
 use super::held::{Held, TaskError, failed};
 use super::queue::{Queue, To, Whose};
 use super::task::{Parked, Status, Task, Work, is_refresh, known_kind};
-use crate::redis::Redis;
+use crate::redis::{Client, Redis};
 use crate::telemetry::{self, TaskOutcome, metrics};
 
 /// Before a task that failed is tried again: this, and four times as long after each further failure.
@@ -63,14 +62,13 @@ impl Runner {
 
     async fn take_and_run(&self) {
         while !self.shutdown.is_cancelled() {
-            let client = AtomicI64::new(0);
+            let client = OnceLock::new();
             let taking = self.take(&client);
             tokio::pin!(taking);
             let taken = tokio::select! {
                 taken = &mut taking => taken,
                 () = self.shutdown.cancelled() => {
-                    let client = client.load(Ordering::Relaxed);
-                    return self.stop_taking(client, taking).await;
+                    return self.stop_taking(client.get(), taking).await;
                 }
             };
             match taken {
@@ -89,9 +87,15 @@ impl Runner {
 
     /// Ends the waiting for a task at the server, too: else this process would be given one while it ends, perhaps the
     /// very one that it gave back. One that came in the last moment goes back. Where this fails, the lease ends.
-    async fn stop_taking(&self, client: i64, taking: impl Future<Output = RedisResult<Option<Vec<u8>>>>) {
+    async fn stop_taking(
+        &self,
+        client: Option<&Client>,
+        taking: impl Future<Output = RedisResult<Option<Vec<u8>>>>,
+    ) {
         let last = async {
-            self.queue.unblock(client).await.ok()?;
+            if let Some(client) = client {
+                self.queue.unblock(client).await.ok()?;
+            }
             String::from_utf8(taking.await.ok()??).ok()
         };
         if let Ok(Some(text)) = timeout(LAST_WORD, last).await {
@@ -102,14 +106,14 @@ impl Runner {
 
     /// The next task, if one comes in time. The lease is held while it is waited for, so that a task is nobody's prey in
     /// the moment in which it lands.
-    async fn take(&self, client: &AtomicI64) -> RedisResult<Option<Vec<u8>>> {
+    async fn take(&self, client: &OnceLock<Client>) -> RedisResult<Option<Vec<u8>>> {
         // What landed when the answer was lost.
         if let Some(left) = self.queue.processing(&self.name).await?.into_iter().next() {
             return Ok(Some(left));
         }
         self.queue.hold(&self.name, self.lease, None).await?;
-        let id = self.queue.client_id(&self.blocking).await?;
-        client.store(id, Ordering::Relaxed);
+        let own = self.queue.client(&self.blocking).await?;
+        client.get_or_init(|| own);
         let renewing = async {
             let mut ticks = self.ticks();
             loop {
@@ -254,6 +258,8 @@ impl Runner {
                     Ok(moved) => return moved,
                     Err(error) => {
                         tracing::warn!(service = "redis", error = %error, "a task cannot be settled; trying again");
+                        // Meanwhile it stays its own: a slot that moves holds up what moves tasks, and not what holds them.
+                        self.queue.hold(&self.name, self.lease, None).await.ok();
                         sleep(PAUSE).await;
                     }
                 }

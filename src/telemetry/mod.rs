@@ -19,7 +19,7 @@ pub use labels::{
     BlockKind, CacheLookup, Outcome, Rebalance, RedisKind, RedisServer, Service, Stage, TaskOutcome,
 };
 pub use logs::{LogFormat, init_logs, log_filter};
-pub use redis::{RedisSeries, redis_series};
+pub use redis::{RedisLooks, RedisSeries, redis_looks, redis_series};
 
 use labels::Label;
 
@@ -525,7 +525,8 @@ mod tests {
             consumer_lag(7).set(5);
             http_request("/v1/query", 200, Duration::from_millis(3));
             cache_lookup("query", CacheLookup::Hit);
-            redis_series(RedisServer::Cache).set_rdb_enabled(true);
+            redis_series(RedisServer::Cache, Some("a:1")).set_rdb_enabled(true);
+            redis_looks(RedisServer::Cache).failures.increment(1);
             task_ended("rebuild-users", TaskOutcome::Done, Some(Duration::from_secs(1)));
         });
         recorder.handle().render()

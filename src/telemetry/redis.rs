@@ -7,7 +7,7 @@
     reason = "as telemetry/mod.rs: names and describes each"
 )]
 
-use metrics::{Counter, Gauge, Unit, counter, gauge};
+use metrics::{Counter, Gauge, Label, Unit, counter, gauge};
 
 use super::labels::Label as _;
 use super::{RedisKind, RedisServer};
@@ -97,13 +97,13 @@ pub(super) const COUNTERS: [(&str, Unit, &str); 6] = [
     (SAMPLE_FAILURES, Unit::Count, "Looks at Redis that failed."),
 ];
 
-/// The handles of one server. All processes that look at it tell the same, but for what sampling makes of it: compare by
-/// `max by (server)`.
+/// The handles of one server, the only one or one primary of a Cluster (label `node`). All processes that look at it tell
+/// the same, but for what sampling makes of it: compare by `max by (server, node)`.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each is described once, in the tables above")]
 pub struct RedisSeries {
     keys: Vec<(Gauge, Gauge)>,
-    server: RedisServer,
+    labels: Vec<Label>,
     pub used_memory: Gauge,
     pub max_memory: Gauge,
     pub fragmentation: Gauge,
@@ -118,8 +118,15 @@ pub struct RedisSeries {
     pub expired: Counter,
     pub hits: Counter,
     pub misses: Counter,
+}
+
+/// How looks at a Redis end; of all primaries of a Cluster together.
+#[derive(Clone, Debug)]
+pub struct RedisLooks {
+    /// Times that it was found without what it had held.
     pub forgotten: Counter,
-    pub sample_failures: Counter,
+    /// Looks that failed.
+    pub failures: Counter,
 }
 
 impl RedisSeries {
@@ -132,21 +139,50 @@ impl RedisSeries {
 
     /// Whether snapshots are taken; not every user may ask.
     pub fn set_rdb_enabled(&self, enabled: bool) {
-        gauge!(RDB_ENABLED, "server" => self.server.name()).set(f64::from(u8::from(enabled)));
+        gauge!(RDB_ENABLED, self.labels.clone()).set(f64::from(u8::from(enabled)));
+    }
+
+    /// It is no primary any more. Its series stay, so they say nothing from now on: amounts are zero, and what was so or
+    /// not is no number, which no alert is true for.
+    pub fn is_gone(&self) {
+        for (keys, bytes) in &self.keys {
+            keys.set(0.0);
+            bytes.set(0.0);
+        }
+        for amount in [&self.used_memory, &self.max_memory, &self.evicts] {
+            amount.set(0.0);
+        }
+        for unknown in [
+            &self.fragmentation,
+            &self.replicas,
+            &self.enough_replicas,
+            &self.aof_enabled,
+            &self.aof_ok,
+            &gauge!(RDB_ENABLED, self.labels.clone()),
+            &self.rdb_ok,
+            &self.rdb_age,
+        ] {
+            unknown.set(f64::NAN);
+        }
     }
 }
 
-/// The handles of a server, whose series are there from now on.
-pub fn redis_series(server: RedisServer) -> RedisSeries {
-    let of = |name| gauge!(name, "server" => server.name());
-    let counted = |name| counter!(name, "server" => server.name());
+/// The handles of a server, whose series are there from now on; of a Cluster's `node` its own.
+pub fn redis_series(server: RedisServer, node: Option<&str>) -> RedisSeries {
+    let mut labels = vec![Label::from_static_parts("server", server.name())];
+    labels.extend(node.map(|node| Label::new("node", node.to_owned())));
+    let of = |name| gauge!(name, labels.clone());
+    let counted = |name| counter!(name, labels.clone());
     let kinds = RedisKind::ALL.iter().map(|kind| {
-        let by_kind = |name| gauge!(name, "server" => server.name(), "kind" => kind.name());
+        let by_kind = |name| {
+            let mut labels = labels.clone();
+            labels.push(Label::from_static_parts("kind", kind.name()));
+            gauge!(name, labels)
+        };
         (by_kind(KEYS), by_kind(KEY_BYTES))
     });
     RedisSeries {
         keys: kinds.collect(),
-        server,
         used_memory: of(USED_MEMORY),
         max_memory: of(MAX_MEMORY),
         fragmentation: of(FRAGMENTATION),
@@ -161,7 +197,15 @@ pub fn redis_series(server: RedisServer) -> RedisSeries {
         expired: counted(EXPIRED),
         hits: counted(HITS),
         misses: counted(MISSES),
+        labels,
+    }
+}
+
+/// How looks at a Redis end, at zero from now on.
+pub fn redis_looks(server: RedisServer) -> RedisLooks {
+    let counted = |name| counter!(name, "server" => server.name());
+    RedisLooks {
         forgotten: counted(FORGOTTEN),
-        sample_failures: counted(SAMPLE_FAILURES),
+        failures: counted(SAMPLE_FAILURES),
     }
 }

@@ -13,7 +13,6 @@ use sluice::redis::keys::Keys;
 use tokio::runtime::Runtime;
 
 use crate::harness::Scene;
-use crate::harness::redises::Redises;
 use crate::harness::wait::eventually;
 
 /// `packed` tells seconds: a claim of it may live for up to one more.
@@ -65,27 +64,12 @@ fn want(token: usize, id: u128, coordinate: i64) -> Wanted {
     }
 }
 
-/// Both layouts, each with keys of its own.
-fn in_both(name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
-    for secret in [None, Some([7; 16])] {
-        let scene = Scene::new(
-            &format!("{name}{}", if secret.is_some() { "packed" } else { "keys" }),
-            1,
-        );
-        test(&Bench::new(scene, window_seconds, secret));
-    }
-}
-
-/// The same on a Redis that is several servers.
-fn in_both_on(redises: fn() -> Redises, name: &str, window_seconds: u64, test: impl Fn(&Bench)) {
-    for secret in [None, Some([7; 16])] {
-        let name = format!("{name}{}", if secret.is_some() { "packed" } else { "keys" });
-        test(&Bench::new(
-            Scene::with_redis(&name, 1, redises()),
-            window_seconds,
-            secret,
-        ));
-    }
+/// Claims of one layout, in scenes of a name each. On every Redis: see `every_redis`.
+pub(crate) fn exact_claims(scene: impl Fn(&str) -> Scene, packed: bool) {
+    let bench = |name, window_seconds| Bench::new(scene(name), window_seconds, packed.then_some([7; 16]));
+    is_taken_over_by_a_replay_of_exactly_what_it_names(&bench("takeover", 60));
+    is_one_however_often_it_is_wanted(&bench("flood", 60));
+    agrees_with_the_oracle(&bench("oracle", WINDOW as u64));
 }
 
 /// What is known of a claim: whose it is, and between which times it was made.
@@ -98,31 +82,7 @@ struct Made {
 
 const WINDOW: i64 = 2;
 
-#[test]
-fn claims_agree_with_an_exact_oracle_while_windows_turn_over() {
-    in_both("oracle", WINDOW as u64, agrees_with_the_oracle);
-}
-
-#[test]
-fn claims_agree_with_the_oracle_behind_sentinels() {
-    in_both_on(
-        Redises::sentinel,
-        "soracle",
-        WINDOW as u64,
-        agrees_with_the_oracle,
-    );
-}
-
-#[test]
-fn claims_agree_with_the_oracle_on_a_cluster() {
-    in_both_on(
-        || Redises::cluster(3, 0),
-        "coracle",
-        WINDOW as u64,
-        agrees_with_the_oracle,
-    );
-}
-
+/// Over windows that turn over.
 fn agrees_with_the_oracle(bench: &Bench) {
     {
         let mut random = StdRng::seed_from_u64(20);
@@ -196,9 +156,8 @@ fn agrees_with_the_oracle(bench: &Bench) {
     }
 }
 
-#[test]
-fn a_replay_takes_over_the_claim_of_exactly_what_it_names() {
-    in_both("takeover", 60, |bench| {
+fn is_taken_over_by_a_replay_of_exactly_what_it_names(bench: &Bench) {
+    {
         let replay = |coordinate, rejected| Wanted {
             takes_over: Some(rejected),
             ..want(0, 7, coordinate)
@@ -230,12 +189,11 @@ fn a_replay_takes_over_the_claim_of_exactly_what_it_names() {
             [Claim::Ours],
             "none is there"
         );
-    });
+    }
 }
 
-#[test]
-fn one_id_over_and_over_is_one_claim() {
-    in_both("flood", 60, |bench| {
+fn is_one_however_often_it_is_wanted(bench: &Bench) {
+    {
         let wanted: Vec<Wanted> = (0..20_000).map(|coordinate| want(0, 1, coordinate)).collect();
         let (_, claims, _) = bench.claim(&wanted);
         assert_eq!(claims[0], Claim::Ours);
@@ -244,7 +202,7 @@ fn one_id_over_and_over_is_one_claim() {
             let lives: i64 = bench.scene.redis().ttl(bench.scene.key(&key)).unwrap();
             assert!(lives > 0, "{key} has no time to live");
         }
-    });
+    }
 }
 
 #[test]

@@ -9,7 +9,6 @@ use redis::Commands as _;
 use crate::harness::events::origin;
 use crate::harness::kafka::Record;
 use crate::harness::monitor::Monitor;
-use crate::harness::redises::Redises;
 use crate::harness::wait::{eventually, seen};
 use crate::harness::{Scene, variable};
 
@@ -101,22 +100,8 @@ fn four_workers_never_let_more_than_the_limit_pass_in_any_window() {
     }
 }
 
-#[test]
-fn the_first_of_a_token_pass_and_another_token_is_not_slowed() {
-    the_first_pass(Scene::new("first", 1));
-}
-
-#[test]
-fn so_it_is_with_limits_behind_sentinels() {
-    the_first_pass(Scene::with_redis("firstsentinel", 1, Redises::sentinel()));
-}
-
-#[test]
-fn so_it_is_with_limits_on_a_cluster() {
-    the_first_pass(Scene::with_redis("firstcluster", 1, Redises::cluster(3, 0)));
-}
-
-fn the_first_pass(mut scene: Scene) {
+/// On every Redis: see `every_redis`.
+pub(crate) fn the_first_pass(mut scene: Scene) {
     scene.set("rate_limit.limit", "100");
     let sent = scene.produce(
         (0..600)

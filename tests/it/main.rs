@@ -27,6 +27,7 @@ mod columns;
 mod corners;
 mod crashes;
 mod dead_letters;
+mod every_redis;
 mod generate;
 mod harness;
 mod late_inserts;

@@ -1,23 +1,7 @@
-//! Records in, rows out: what every column, key and topic holds afterwards.
+//! Records in, rows out: what every column, key and topic holds afterwards. `every_redis` runs it.
 
 use crate::harness::Scene;
 use crate::harness::events::{Ledger, Load, check_remembered};
-use crate::harness::redises::Redises;
-
-#[test]
-fn a_load_with_duplicates_and_bad_records_is_settled_and_remembered() {
-    settles(&Scene::new("load", 4));
-}
-
-#[test]
-fn so_it_is_with_redis_behind_sentinels() {
-    settles(&Scene::with_redis("loadsentinel", 4, Redises::sentinel()));
-}
-
-#[test]
-fn so_it_is_with_redis_as_a_cluster() {
-    settles(&Scene::with_redis("loadcluster", 4, Redises::cluster(3, 0)));
-}
 
 /// A worker settles a load, and remembers it.
 pub(crate) fn settles(scene: &Scene) {

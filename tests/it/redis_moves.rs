@@ -18,6 +18,7 @@ use crate::harness::events::{Ledger, check_remembered};
 use crate::harness::load::under_load;
 use crate::harness::redis_server::Server;
 use crate::harness::redises::{Redises, SLOTS};
+use crate::tasks::{added, all_rebuilt, people, runner, state_becomes};
 
 const PRIMARIES: usize = 3;
 const CLIENTS: usize = 2;
@@ -232,4 +233,60 @@ fn slots_that_move_under_load_lose_and_repeat_nothing() {
     Ledger::check(&sent, &scene);
     check_remembered(&scene, &scene.rows());
     assert_eq!(worker.terminate().code(), Some(0));
+}
+
+/// Longer than the leases of the tasks live.
+const PAUSE_OF_TASKS: Duration = Duration::from_secs(3);
+
+/// All keys of tasks are in one slot. It moves while a task runs, slower than its lease lives.
+fn a_task_stays_where_it_is(name: &str, users_per_second: &str) {
+    const TOKENS: [&str; 3] = ["a", "b", "c"];
+    let scene = Scene::with_redis(name, 1, Redises::cluster(PRIMARIES, 0));
+    people(&scene, &TOKENS, 500);
+    let settings = [
+        ("tasks.lease_seconds", "2"),
+        ("tasks.users_per_second", users_per_second),
+    ];
+    let runs = scene.start_tasks(&settings).ready();
+    let id = added(&scene, &["rebuild-users", "--all"]);
+    runner(&scene, &id, &[&runs]);
+    let other = scene.start_tasks(&settings).ready();
+    let redises = scene.redises.as_ref().unwrap();
+    let slot = slots_of(&scene, &["{task_queue}".to_owned()], 1)[0];
+    let servers = (&redises.servers[first_owner(slot)], &redises.servers[TARGET]);
+    let begun = Instant::now();
+    redises.move_slot(
+        slot,
+        servers,
+        |keys| keys.sort(),
+        || std::thread::sleep(PAUSE_OF_TASKS),
+    );
+    eprintln!(
+        "{name}: the tasks' slot moved in {} ms",
+        begun.elapsed().as_millis()
+    );
+    assert!(begun.elapsed() > PAUSE_OF_TASKS * 2);
+    let shown = state_becomes(&scene, &id, "done");
+    assert_eq!(shown["status"]["attempts"], 0, "{shown}");
+    for told in [
+        "a tasks worker died with its task",
+        "a lease ended while its task ran",
+        "a task failed",
+    ] {
+        assert_eq!(scene.logged(told), 0, "{told}");
+    }
+    all_rebuilt(&scene, &TOKENS, 500);
+    for worker in [runs, other] {
+        assert_eq!(worker.terminate().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_task_that_runs_while_the_slot_of_all_tasks_moves_stays_with_its_worker() {
+    a_task_stays_where_it_is("movetask", "60");
+}
+
+#[test]
+fn so_does_one_that_ends_meanwhile() {
+    a_task_stays_where_it_is("moveend", "400");
 }

@@ -191,7 +191,7 @@ fn behind_sentinels_the_documented_rule_is_enough() {
 #[test]
 fn on_a_cluster_the_documented_rule_is_enough() {
     let found = ["cluster: 3 primaries", "serve 16384 of 16384 slots"].map(str::to_owned);
-    let more = ["+cluster|slots", "+asking"];
+    let more = ["+cluster|slots", "+cluster|myid", "+asking"];
     restricted("allowedcluster", Redises::cluster(3, 0), &more, &found);
 }
 

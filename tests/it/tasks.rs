@@ -12,6 +12,8 @@ use crate::harness::wait::{eventually, seen};
 use crate::harness::worker::Worker;
 
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a process goes on waiting for an answer of Redis once it is to end.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// Runs `sluice tasks …`, and returns the exit code and what it said on both outputs.
 pub(crate) fn tasks(scene: &Scene, arguments: &[&str]) -> (i32, String) {
@@ -46,7 +48,7 @@ pub(crate) fn shown(scene: &Scene, id: &str) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-fn state_becomes(scene: &Scene, id: &str, state: &str) -> Value {
+pub(crate) fn state_becomes(scene: &Scene, id: &str, state: &str) -> Value {
     eventually(&format!("task {id} is {state}"), PATIENCE, || {
         let shown = shown(scene, id);
         seen(shown["status"]["state"] == state, &shown).map(|()| shown)
@@ -85,7 +87,7 @@ pub(crate) fn all_rebuilt(scene: &Scene, tokens: &[&str], users: usize) {
 }
 
 /// Which of the processes runs a task, once one does and has come somewhere.
-fn runner(scene: &Scene, id: &str, workers: &[&Worker]) -> usize {
+pub(crate) fn runner(scene: &Scene, id: &str, workers: &[&Worker]) -> usize {
     eventually("a process has begun with the task", PATIENCE, || {
         let shown = shown(scene, id);
         let by = shown["task"]["worker"].as_str().unwrap_or_default();
@@ -149,9 +151,8 @@ fn a_task_whose_process_is_killed_goes_on_elsewhere_once_its_lease_ends_and_with
     }
 }
 
-#[test]
-fn a_process_that_is_told_to_end_gives_its_task_back_at_once() {
-    let mut scene = Scene::new("given_back", 1);
+/// A process that is told to end gives its task back at once. On every Redis: see `every_redis`.
+pub(crate) fn given_back(mut scene: Scene) {
     scene.set("tasks.lease_seconds", "3600");
     scene.set("worker.drain_seconds", "1");
     people(&scene, &TOKENS, 300);
@@ -168,7 +169,10 @@ fn a_process_that_is_told_to_end_gives_its_task_back_at_once() {
     all_rebuilt(&scene, &TOKENS, 300);
     // And not to itself, whose other place was free.
     assert_eq!(scene.logged("a tasks worker died with its task"), 0);
+    // It waits for nothing but tasks, and that ends at the server as well: else it would be waited for.
+    let told = Instant::now();
     assert_eq!(other.terminate().code(), Some(0));
+    assert!(told.elapsed() < LAST_WORD, "{:?}", told.elapsed());
 }
 
 #[test]

@@ -18,7 +18,12 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
         let shared = config.redis.cache_url.is_none();
         let mut findings = about(server.info.as_deref(), |info| {
             let mut findings = vec![version(info)];
-            findings.extend(redis_state::judge(info, &server.settings, shared));
+            findings.extend(redis_state::judge(
+                info,
+                &server.settings,
+                config.redis.mode,
+                shared,
+            ));
             findings
         });
         findings.push(clock_finding(
@@ -60,7 +65,11 @@ async fn allow_list(config: &Config) -> Finding {
 pub(super) async fn check_cache(config: &Config) -> Vec<Finding> {
     let found = find(Settings::cache(&config.redis), config).await;
     findings(found, |server| {
-        about(server.info.as_deref(), |info| vec![version(info)])
+        about(server.info.as_deref(), |info| {
+            let mut findings = vec![version(info)];
+            findings.extend(redis_state::judge_cache(info));
+            findings
+        })
     })
 }
 

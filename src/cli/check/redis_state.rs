@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 
 use super::Finding;
+use crate::config::RedisMode;
 use crate::redis::info::{number, text};
-use crate::redis::sample::{evicts, wants_replicas};
+use crate::redis::look::{evicts, wants_replicas};
 
 /// The settings that are asked for.
 pub(super) const ASKED: [&str; 3] = ["save", "appendfsync", "min-replicas-to-write"];
@@ -19,22 +20,53 @@ pub(super) type Settings = HashMap<String, String>;
 /// Memory in use above this share of `maxmemory` is warned of.
 const NEARLY_FULL: f64 = 0.8;
 
-/// All findings. `shared`: the caches are on the same server.
-pub(super) fn judge(info: &str, settings: &Settings, shared: bool) -> Vec<Finding> {
+/// All findings on a primary that is found by `mode`. `shared`: the caches are on the same server.
+pub(super) fn judge(info: &str, settings: &Settings, mode: RedisMode, shared: bool) -> Vec<Finding> {
     let setting = |name: &str| settings.get(name).map(String::as_str);
     let mut findings = vec![memory(info, shared)];
     findings.push(persistence(info, setting("save"), setting("appendfsync")));
     findings.extend(failing_disk(info));
-    findings.extend(replicas(info, setting("min-replicas-to-write")));
+    findings.extend(replicas(info, setting("min-replicas-to-write"), mode));
     findings
+}
+
+/// What keeps the caches' server from taking what is put there. It may forget, so it should evict.
+pub(super) fn judge_cache(info: &str) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = is_replica(info, "redis.cache_url").into_iter().collect();
+    if share(info) > NEARLY_FULL && !evicts(info) {
+        findings.push(Finding::warning(
+            "memory",
+            format!(
+                "{:.0}% of maxmemory used, and it evicts nothing: full, it caches nothing more",
+                share(info) * 100.0
+            ),
+            "set maxmemory-policy allkeys-lru: what is evicted is made again",
+        ));
+    }
+    findings
+}
+
+/// Memory in use by `maxmemory`; zero without one.
+fn share(info: &str) -> f64 {
+    let used = number(info, "used_memory").unwrap_or(0.0);
+    number(info, "maxmemory")
+        .filter(|most| *most > 0.0)
+        .map_or(0.0, |most| used / most)
+}
+
+fn is_replica(info: &str, key: &str) -> Option<Finding> {
+    (text(info, "role") == "slave").then(|| {
+        Finding::problem(
+            "role",
+            "a replica: it refuses writes",
+            format!("name the master in {key}"),
+        )
+    })
 }
 
 fn memory(info: &str, shared: bool) -> Finding {
     let policy = text(info, "maxmemory_policy");
-    let (used, most) = (
-        number(info, "used_memory").unwrap_or(0.0),
-        number(info, "maxmemory").unwrap_or(0.0),
-    );
+    let most = number(info, "maxmemory").unwrap_or(0.0);
     let detail = format!(
         "maxmemory {most} bytes, policy {policy}, {} used",
         text(info, "used_memory_human")
@@ -55,7 +87,7 @@ fn memory(info: &str, shared: bool) -> Finding {
             Finding::warning("memory", format!("{detail}{whose}"), remedy)
         };
     }
-    let share = if most > 0.0 { used / most } else { 0.0 };
+    let share = share(info);
     let remedy = "raise maxmemory (`sluice plan` says how much it takes), or shorten dedup.window_seconds";
     if share >= 1.0 {
         Finding::problem(
@@ -131,13 +163,9 @@ fn failing_disk(info: &str) -> Option<Finding> {
     })
 }
 
-fn replicas(info: &str, to_write: Option<&str>) -> Option<Finding> {
-    if text(info, "role") == "slave" {
-        return Some(Finding::problem(
-            "role",
-            "a replica: it refuses writes",
-            "name the master in redis.url",
-        ));
+fn replicas(info: &str, to_write: Option<&str>, mode: RedisMode) -> Option<Finding> {
+    if let Some(replica) = is_replica(info, "redis.url") {
+        return Some(replica);
     }
     let connected = number(info, "connected_slaves").unwrap_or(0.0);
     let near = number(info, "min_slaves_good_slaves");
@@ -156,8 +184,15 @@ fn replicas(info: &str, to_write: Option<&str>) -> Option<Finding> {
         ));
     }
     if connected == 0.0 {
-        // A choice that many make knowingly; its price stands in the documentation.
-        return None;
+        let nobody = match mode {
+            // A choice that many make knowingly; its price stands in the documentation.
+            RedisMode::Standalone => return None,
+            RedisMode::Sentinel => "none is connected: when the primary dies there is nobody to promote",
+            RedisMode::Cluster => {
+                "none is connected: when this primary dies, its slots and all workers wait for it"
+            }
+        };
+        return Some(Finding::warning("replicas", nobody, "start replicas"));
     }
     let detail = format!("{connected} connected");
     Some(if wanted == Some(0.0) {
@@ -188,7 +223,7 @@ mod tests {
         let settings = settings
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        judge(info, &settings.collect(), false)
+        judge(info, &settings.collect(), RedisMode::Standalone, false)
             .into_iter()
             .find(|finding| finding.subject == subject)
             .map_or(Verdict::Good, |finding| finding.verdict)
@@ -208,7 +243,7 @@ mod tests {
             of(&evicting.replace("maxmemory:10000", "maxmemory:0")),
             Verdict::Good
         );
-        let shared = judge(&evicting, &Settings::new(), true);
+        let shared = judge(&evicting, &Settings::new(), RedisMode::Standalone, true);
         assert!(shared[0].detail.contains("caches"), "{}", shared[0].detail);
     }
 
@@ -238,6 +273,29 @@ mod tests {
         assert!(detail(INFO, None, Some("everysec")).contains("up to a second"));
         assert!(detail(&without, Some(""), None).contains("forgets every claim"));
         assert!(detail(&without, Some("3600 1"), None).contains("save 3600 1"));
+    }
+
+    #[test]
+    fn a_primary_that_nobody_would_follow_is_warned_of() {
+        let of = |info: &str, mode| replicas(info, Some("0"), mode).map(|finding| finding.verdict);
+        assert_eq!(of(INFO, RedisMode::Standalone), None);
+        assert_eq!(of(INFO, RedisMode::Sentinel), Some(Verdict::Warning));
+        assert_eq!(of(INFO, RedisMode::Cluster), Some(Verdict::Warning));
+        let one = INFO.replace("connected_slaves:0", "connected_slaves:1");
+        assert_eq!(
+            replicas(&one, Some("1"), RedisMode::Cluster).map(|finding| finding.verdict),
+            Some(Verdict::Good)
+        );
+    }
+
+    #[test]
+    fn caches_that_take_nothing_more_are_told() {
+        let of = |info: &str| judge_cache(info).iter().map(|finding| finding.verdict).max();
+        let full = INFO.replace("used_memory:1000", "used_memory:8001");
+        assert_eq!(of(INFO), None);
+        assert_eq!(of(&full), Some(Verdict::Warning));
+        assert_eq!(of(&full.replace("noeviction", "allkeys-lru")), None);
+        assert_eq!(of(&INFO.replace("master", "slave")), Some(Verdict::Problem));
     }
 
     #[test]

@@ -2,19 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
 
-use ::redis::{RedisError, RedisResult, Value};
-use tokio::time::timeout;
+use ::redis::{RedisError, RedisResult};
 
 use super::super::node::{Limits, Node};
 use super::super::settings::{Address, Settings};
 use super::super::slots::{Range, SLOTS, ranges};
-use super::super::votes::most;
+use super::super::votes::{most, told_by};
 use crate::telemetry::metrics;
 
-/// For one question to a node; all are asked at the same time.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// Nodes that are asked at the most.
 const MOST_ASKED: usize = 12;
 /// No node.
@@ -103,6 +99,14 @@ impl Known {
         let node = Arc::new(Node::new(self.settings.server(address)?, self.limits)?);
         nodes.insert(address.clone(), Arc::clone(&node));
         Ok(node)
+    }
+
+    /// The node at `host:port`, if it is known.
+    pub(super) fn node_at(&self, address: &str) -> Option<Arc<Node>> {
+        self.nodes()
+            .values()
+            .find(|node| node.address() == address)
+            .cloned()
     }
 
     /// Notes that a node sent us to `address` for `slot`, and answers the node there.
@@ -207,15 +211,11 @@ impl Known {
     }
 }
 
-async fn ask_one(node: &Node) -> RedisResult<Vec<Range>> {
-    let mut pipe = ::redis::pipe();
-    pipe.cmd("CLUSTER").arg("SLOTS");
-    let answers = timeout(PATIENCE, node.send(&pipe)).await.unwrap_or_else(|_| {
-        let text = format!("{} gave no answer in time", node.address());
-        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
-    })?;
-    let answer = answers.into_iter().next().unwrap_or(Value::Nil).extract_error()?;
-    ranges(answer, &node.host()).ok_or_else(nobody)
+/// Who a node is, and what it says.
+async fn ask_one(node: &Node) -> RedisResult<(String, Vec<Range>)> {
+    let question = ::redis::cmd("CLUSTER").arg("SLOTS").clone();
+    let (voter, answer) = told_by(node, &question, "CLUSTER").await?;
+    Ok((voter, ranges(answer, &node.host()).ok_or_else(nobody)?))
 }
 
 fn nobody() -> RedisError {

@@ -19,6 +19,7 @@ pub(crate) mod worker;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,7 @@ pub(crate) struct Scene {
     workers: AtomicU32,
     began: Instant,
     /// A Redis of its own, which is not a single server.
-    pub(crate) redises: Option<Redises>,
+    pub(crate) redises: Option<Arc<Redises>>,
     /// Last, so that it is taken down after everything above is removed.
     pub(crate) stack: Option<PrivateStack>,
 }
@@ -83,7 +84,8 @@ impl Scene {
     }
 
     /// A scene on the shared stack, but for its Redis.
-    pub(crate) fn with_redis(name: &str, partitions: i32, redises: Redises) -> Self {
+    pub(crate) fn with_redis(name: &str, partitions: i32, redises: impl Into<Arc<Redises>>) -> Self {
+        let redises = redises.into();
         let mut scene = Self::new(name, partitions);
         scene.set("redis.url", &redises.url());
         scene.set("redis.mode", redises.mode());

@@ -114,19 +114,6 @@ impl RedisByFile {
             .unwrap()
     }
 
-    /// How often a command was called.
-    pub(crate) fn command_calls(&self, command: &str) -> u64 {
-        let text: String = redis::cmd("INFO")
-            .arg("commandstats")
-            .query(&mut self.connect())
-            .unwrap();
-        let start = format!("cmdstat_{command}:calls=");
-        let calls = text
-            .lines()
-            .find_map(|line| line.strip_prefix(&start)?.split(',').next());
-        calls.map_or(0, |calls| calls.parse().unwrap())
-    }
-
     /// `kill -9`.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -1,5 +1,7 @@
 //! Redis servers of a test's own that are one Redis: behind sentinels, or as a Cluster.
 
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
 use redis::cluster::ClusterClient;
 use redis::{Connection, RedisResult, Value};
 
@@ -29,6 +31,22 @@ pub(crate) struct Redises {
 }
 
 impl Redises {
+    /// The servers that all tests share which change nothing about them; there for as long as one of these runs.
+    pub(crate) fn shared(mode: Mode) -> Arc<Self> {
+        static SHARED: [Mutex<Weak<Redises>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
+        let mut shared = SHARED[mode as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let redises = Arc::new(match mode {
+                Mode::Sentinel => Self::sentinel(),
+                Mode::Cluster => Self::cluster(3, 0),
+            });
+            *shared = Arc::downgrade(&redises);
+            redises
+        })
+    }
+
     /// A primary with two replicas and three sentinels.
     pub(crate) fn sentinel() -> Self {
         let folder = tempfile::tempdir().unwrap();
