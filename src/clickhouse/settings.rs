@@ -32,7 +32,9 @@ const ALL: [(&str, &str); 9] = [
 ];
 
 /// Settings of every read of the protocol.
-const READS: [(&str, &str); 26] = [
+const READS: [(&str, &str); 27] = [
+    // A table that a statement names at its beginning is known in all of it.
+    ("enable_global_with_statement", "1"),
     // A replica that is behind refuses instead of answering with what it has.
     ("select_sequential_consistency", "1"),
     // Rows that an answer would lack. Merged as by FINAL,

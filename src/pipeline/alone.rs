@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::block::{Block, Cut};
 use super::claim::id;
 use super::limits::Limit;
 use super::{Outcome, Partition};
@@ -24,27 +26,32 @@ use crate::telemetry::{Service, metrics};
 const AFTER: Duration = Duration::from_secs(10);
 /// Tokens that have a limiter of their own.
 const MOST_LIMITERS: usize = 100_000;
+/// Limiters that the others share.
+const SHARED_LIMITERS: u64 = 1_024;
 /// Limiters that are as good as new are looked for so often at the most.
 const SWEEP: Duration = Duration::from_secs(1);
+/// A window's events are waited for in so many parts: whoever waits for all at once is overtaken by others for ever.
+const PARTS: u32 = 100;
 
 /// What slows tokens down without Redis; one for all partitions of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Slowing(Mutex<Limiters>);
 
-/// Whose a limiter is: a token's, or (`None`) that of all for whom there is no room. These share one, so that made-up
-/// tokens can slow each other down, but get nobody a limit anew.
-type Whose = (Option<String>, Limit);
+/// Whose a limiter is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Whose {
+    Token(String),
+    /// Of those for whom there is no room, by their token's hash: made-up tokens can slow others down, but get nobody a
+    /// limit anew.
+    Others(u64),
+}
+
+type Limiter = Arc<DefaultDirectRateLimiter>;
 
 #[derive(Debug, Default)]
 struct Limiters {
-    known: HashMap<Whose, Used>,
+    known: HashMap<(Whose, Limit), Limiter>,
     swept: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Used {
-    limiter: Arc<DefaultDirectRateLimiter>,
-    last: Instant,
 }
 
 impl Slowing {
@@ -54,10 +61,11 @@ impl Slowing {
         let Some(quota) = quota(limit, most) else {
             return std::future::pending().await;
         };
+        let limiter = self.limiter(token, limit, quota);
+        let most = NonZeroU32::new(quota.burst_size().get() / PARTS).unwrap_or(NonZeroU32::MIN);
         let mut rest = events as u32;
         while let Some(n) = NonZeroU32::new(rest) {
-            let limiter = self.limiter(token, limit, quota);
-            let part = n.min(quota.burst_size());
+            let part = n.min(most);
             if limiter.until_n_ready(part).await.is_err() {
                 return;
             }
@@ -65,32 +73,27 @@ impl Slowing {
         }
     }
 
-    fn limiter(&self, token: &str, limit: Limit, quota: Quota) -> Arc<DefaultDirectRateLimiter> {
+    fn limiter(&self, token: &str, limit: Limit, quota: Quota) -> Limiter {
         let mut limiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let mut whose = (Some(token.to_owned()), limit);
-        if !limiters.known.contains_key(&whose) && !limiters.have_room(now) {
-            whose.0 = None;
+        let mut whose = (Whose::Token(token.to_owned()), limit);
+        if !limiters.known.contains_key(&whose) && !limiters.have_room(Instant::now()) {
+            whose.0 = Whose::Others(xxh3_64(token.as_bytes()) % SHARED_LIMITERS);
         }
-        let used = limiters.known.entry(whose).or_insert_with(|| Used {
-            limiter: Arc::new(RateLimiter::direct(quota)),
-            last: now,
-        });
-        used.last = now;
-        Arc::clone(&used.limiter)
+        let new = || Arc::new(RateLimiter::direct(quota));
+        Arc::clone(limiters.known.entry(whose).or_insert_with(new))
     }
 }
 
 impl Limiters {
-    /// Whether another token can have a limiter of its own. Those that nobody has used for their window are forgotten: a
-    /// new one would let as many pass.
+    /// Whether another token can have a limiter of its own. Those that nobody holds and that would let a whole window's
+    /// events pass now are forgotten: a new one would do the same.
     fn have_room(&mut self, now: Instant) -> bool {
         let is_due = self.swept.is_none_or(|swept| now.duration_since(swept) > SWEEP);
         if self.known.len() >= MOST_LIMITERS && is_due {
             self.swept = Some(now);
-            self.known.retain(|(_, limit), used| {
-                let window = Duration::from_secs(limit.window_seconds);
-                Arc::strong_count(&used.limiter) > 1 || now.duration_since(used.last) < window
+            self.known.retain(|(_, limit), limiter| {
+                let all = burst(limit.events.unwrap_or(u64::MAX));
+                Arc::strong_count(limiter) > 1 || !matches!(limiter.check_n(all), Ok(Ok(())))
             });
         }
         self.known.len() < MOST_LIMITERS
@@ -110,9 +113,14 @@ fn burst(most: u64) -> NonZeroU32 {
 }
 
 impl Partition {
-    /// Whether a block may be judged without Redis.
-    pub(super) fn may_go_alone(&self) -> bool {
-        self.worker.config.rate_limit.on_redis_down == OnRedisDown::Local
+    /// Whether an earlier attempt at a block may have been without Redis: then it was announced as unlimited, or, if the
+    /// announcement is gone, nothing tells.
+    pub(super) fn may_have_been_alone(&self, block: &Block, unlimited: bool) -> bool {
+        let config = &self.worker.config.rate_limit;
+        match block.cut {
+            Cut::Announced(_) => unlimited && (config.enabled || config.on_redis_down == OnRedisDown::Local),
+            Cut::Free => config.on_redis_down == OnRedisDown::Local,
+        }
     }
 
     /// Does what needs Redis. `None` if Redis is gone for long, and the worker may go on alone.
@@ -221,24 +229,34 @@ mod tests {
     #[test]
     fn made_up_tokens_get_nobody_a_limiter_anew() {
         let slowing = Slowing::default();
-        let limit = limit(Some(10));
+        let limit = Limit {
+            window_seconds: 3_600,
+            ..limit(Some(10))
+        };
         let quota = quota(limit, 10).unwrap();
         let limiter = |token: &str| slowing.limiter(token, limit, quota);
-        let first = limiter("t");
-        // Held, as by a partition that waits: however long this takes, they are in use.
-        let held: Vec<_> = (1..MOST_LIMITERS).map(|n| limiter(&n.to_string())).collect();
+        let held = limiter("t");
+        // Used up, and held by nobody.
+        let all = NonZeroU32::new(10).unwrap();
+        assert_eq!(limiter("spent").check_n(all), Ok(Ok(())));
+        for n in 2..MOST_LIMITERS {
+            limiter(&n.to_string());
+        }
+        slowing.0.lock().unwrap().swept = Some(Instant::now() + Duration::from_hours(1));
         let shared = limiter("one more");
         assert!(
-            Arc::ptr_eq(&shared, &limiter("and another")),
-            "they share the rest"
+            Arc::ptr_eq(&shared, &limiter("one more")),
+            "it has one among the shared"
         );
-        assert!(Arc::ptr_eq(&first, &limiter("t")));
-        drop((held, shared));
-        // Nobody has used them for a window: as good as new.
+        assert!(Arc::ptr_eq(&held, &limiter("t")));
         let mut limiters = slowing.0.lock().unwrap();
-        let later = Instant::now() + Duration::from_secs(2);
-        assert!(limiters.have_room(later));
-        assert_eq!(limiters.known.len(), 1, "what is in use");
+        limiters.swept = None;
+        assert!(limiters.have_room(Instant::now()));
+        assert_eq!(
+            limiters.known.len(),
+            3,
+            "what is held, what is used up, and the shared one"
+        );
     }
 
     #[tokio::test]

@@ -31,8 +31,16 @@ pub(super) struct Limit {
     /// Events a window; `None` is unlimited, 0 is blocked.
     pub(super) events: Option<u64>,
     pub(super) window_seconds: u64,
-    /// Whether its token may send at all. What is not listed waits for no permit: it would hold up its partition for ever.
+    /// Whether its token may send at all.
     pub(super) listed: bool,
+}
+
+impl Limit {
+    /// Whether a permit comes in time. For a token that is blocked or not listed it would be waited for ever, with all that
+    /// stands behind it in its partition.
+    pub(super) fn can_be_waited_for(self) -> bool {
+        self.listed && self.events != Some(0)
+    }
 }
 
 /// Limits by token: the configured one, or the token's own from Redis.

@@ -182,7 +182,7 @@ impl Partition {
         let mut outcomes = timed(Stage::Claim, self.claim(block, &decoding.events)).await?;
         faults::moment("after-claim").await;
         let unlimited = self.passes_unasked(block, kind);
-        if kind == Kind::Recovery && (unlimited || self.may_go_alone()) {
+        if kind == Kind::Recovery && self.may_have_been_alone(block, unlimited) {
             // An earlier attempt may have been without Redis: what it took for duplicates has no claim, but a row.
             self.look_up_passing(&decoding.events, &mut outcomes).await;
         }

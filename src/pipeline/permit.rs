@@ -180,7 +180,7 @@ impl Partition {
             call.arg(window_ms)
                 .arg(bucket_ms(group.limit))
                 .arg(worker.config.dedup.window_seconds);
-            let wait = wait && group.limit.listed;
+            let wait = wait && group.limit.can_be_waited_for();
             call.arg(u8::from(rewound)).arg(u8::from(wait)).arg(distances);
             call
         };

@@ -6,22 +6,32 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ::redis::{Pipeline, RedisResult};
+use tokio::time::timeout;
 
 use super::retry::until_done;
 use crate::redis::{COMMANDS_AT_ONCE, Redis};
 use crate::telemetry::{Service, metrics};
 
-/// Profiles that wait to be dropped while the cache is away.
-const MOST_WAITING: usize = 100_000;
+/// Bytes of keys that wait to be dropped while the cache is away.
+const MOST_WAITING: usize = 16 << 20;
+/// How long the cache may take before it counts as away.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Drops cached profiles; one for all partitions of a worker.
 #[derive(Debug)]
 pub(super) struct Profiles {
     cache: Redis,
     /// Keys to be dropped once the cache is back; `None` while it is there.
-    waiting: Mutex<Option<HashSet<String>>>,
+    waiting: Mutex<Option<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    keys: HashSet<String>,
+    bytes: usize,
 }
 
 impl Profiles {
@@ -34,21 +44,23 @@ impl Profiles {
 
     /// Drops these keys: now, or once the cache is back.
     pub(super) async fn drop(self: &Arc<Self>, keys: Vec<String>) {
-        if keys.is_empty() || self.lock().as_mut().map(|waiting| put(waiting, &keys)).is_some() {
+        if keys.is_empty() || self.lock().as_mut().map(|waiting| waiting.put(&keys)).is_some() {
             return;
         }
-        let Err(error) = self.send(&keys).await else {
-            return;
+        let why = match timeout(PATIENCE, self.send(&keys)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(elapsed) => elapsed.to_string(),
         };
         let is_first = {
             let mut waiting = self.lock();
             let is_first = waiting.is_none();
-            put(waiting.get_or_insert_default(), &keys);
+            waiting.get_or_insert_default().put(&keys);
             is_first
         };
         if is_first {
             tracing::warn!(
-                error = error.to_string(),
+                error = why,
                 "the cache does not answer: profiles of users that change meanwhile are dropped once it is back"
             );
             tokio::spawn(Arc::clone(self).catch_up());
@@ -68,7 +80,7 @@ impl Profiles {
     fn next(&self) -> Option<HashSet<String>> {
         let mut waiting = self.lock();
         match waiting.as_mut().map(std::mem::take) {
-            Some(keys) if !keys.is_empty() => Some(keys),
+            Some(Waiting { keys, .. }) if !keys.is_empty() => Some(keys),
             _ => {
                 *waiting = None;
                 None
@@ -87,18 +99,22 @@ impl Profiles {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<HashSet<String>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Keeps keys in mind, as far as there is room.
-fn put(waiting: &mut HashSet<String>, keys: &[String]) {
-    for key in keys {
-        if waiting.len() < MOST_WAITING {
-            waiting.insert(key.clone());
-        } else if !waiting.contains(key) {
-            metrics().stale_profiles.increment(1);
+impl Waiting {
+    /// Keeps keys in mind, as far as there is room.
+    fn put(&mut self, keys: &[String]) {
+        for key in keys {
+            if self.bytes + key.len() > MOST_WAITING {
+                metrics()
+                    .stale_profiles
+                    .increment(u64::from(!self.keys.contains(key)));
+            } else if self.keys.insert(key.clone()) {
+                self.bytes += key.len();
+            }
         }
     }
 }

@@ -240,3 +240,44 @@ fn a_layout_or_window_that_is_not_that_of_the_claims_refuses_to_start_and_tells_
     assert!(told.contains("dedup.layout") && told.contains("packed"), "{told}");
     assert!(!told.contains(secret), "{told}");
 }
+
+#[test]
+fn packed_claims_are_gone_for_good_however_long_their_bucket_lives() {
+    const DAY: u64 = 86_400;
+    const WINDOW: u64 = 45 * DAY;
+    let scene = Scene::new("longlived", 1);
+    let source = include_str!("../../src/pipeline/claim/packed.lua");
+    let on_a_clock = source.replace("call('TIME')", "call('LRANGE', KEYS[2], 0, 1)");
+    assert_ne!(on_a_clock, source, "the script asks for the time otherwise now");
+    let script = redis::Script::new(&on_a_clock);
+    let (shard, clock) = (scene.key("shard"), scene.key("clock"));
+    let mut redis = scene.redis();
+    let mut claim = |day: u64, id: u8| -> String {
+        redis.del::<_, ()>(&clock).unwrap();
+        redis.lpush::<_, _, ()>(&clock, day * DAY).unwrap();
+        let want: Vec<u8> = [[id; 13].as_slice(), &day.to_be_bytes()].concat();
+        let mut call = script.key(&shard);
+        call.key(&clock).arg(WINDOW).arg("").arg(want);
+        call.invoke(&mut redis).unwrap()
+    };
+    for id in [1, 2] {
+        assert_eq!(claim(0, id), "1");
+    }
+    assert_eq!(claim(36, 3), "1");
+    assert_eq!(claim(40, 1), "0", "within its window");
+    // The bucket lives on, and is never full. Seconds are told modulo 194 days.
+    for (day, id) in [(80, 4), (120, 5)] {
+        assert_eq!(claim(day, id), "1");
+    }
+    assert_eq!(claim(121, 1), "1", "of day 0");
+    assert_eq!(
+        claim(134, 3),
+        "1",
+        "of day 36: more than half of what can be told, and still of the past"
+    );
+    assert_eq!(
+        claim(165, 2),
+        "1",
+        "of day 0: by its age as if it were of the future"
+    );
+}

@@ -427,17 +427,34 @@ fn a_token_that_is_not_listed_does_not_hold_up_a_partition_that_waits() {
 
 #[test]
 fn a_partition_that_waits_hears_of_a_new_limit() {
-    let mut scene = Scene::new("unblocked", 1);
+    let mut scene = Scene::new("unblocked", 2);
     scene.set("rate_limit.when_over", "wait");
     let limit = scene.key("config:rate_limit:{t}");
-    scene.redis().set::<_, _, ()>(&limit, "0").unwrap();
+    scene.redis().set::<_, _, ()>(&limit, "1/2592000").unwrap();
+    let blocked = scene.key("config:rate_limit:{blocked}");
+    scene.redis().set::<_, _, ()>(&blocked, "0").unwrap();
     scene.produce((0..10).map(|n| event(0, "t", n)).collect());
+    scene.produce((0..5).map(|n| event(1, "blocked", n)).collect());
+    scene.produce(vec![event(1, "free", 0)]);
     let worker = scene.start().ready();
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(scene.clickhouse.count(&scene.database), 0, "the token is blocked");
+    eventually("what may pass is written", Duration::from_secs(30), || {
+        let rows = rows_by_token(&scene);
+        seen(rows.contains_key("free"), format_args!("{rows:?}"))
+    });
+    assert_eq!(
+        scene.rejects(&scene.overflow).len(),
+        5,
+        "for a blocked one nobody waits"
+    );
+    assert!(!rows_by_token(&scene).contains_key("t"), "its block waits");
     scene.redis().set::<_, _, ()>(&limit, "unlimited").unwrap();
     scene.settled_within(Duration::from_secs(30));
-    assert_eq!(scene.clickhouse.count(&scene.database), 10);
+    assert_eq!(
+        rows_by_token(&scene),
+        [("t", 10), ("free", 1)]
+            .map(|(token, rows)| (token.to_owned(), rows))
+            .into()
+    );
     assert_eq!(worker.terminate().code(), Some(0));
 }
 
@@ -448,18 +465,18 @@ fn a_partition_that_waits_does_not_hold_up_the_others() {
     // Memory for two blocks: the waiting partition alone would take four.
     scene.set("batch.max_bytes", "524288");
     scene.set("worker.max_in_flight_bytes", "1048576");
-    let limit = scene.key("config:rate_limit:{blocked}");
-    scene.redis().set::<_, _, ()>(&limit, "0").unwrap();
+    let limit = scene.key("config:rate_limit:{waits}");
+    scene.redis().set::<_, _, ()>(&limit, "1/2592000").unwrap();
     let padding = "x".repeat(20_000);
-    let blocked = (0..300).map(|n| {
+    let waiting = (0..300).map(|n| {
         Record::of(
             0,
             format!(
-                r#"{{"token":"blocked","event":"e","distinct_id":"d{n}","properties":{{"p":"{padding}"}}}}"#
+                r#"{{"token":"waits","event":"e","distinct_id":"d{n}","properties":{{"p":"{padding}"}}}}"#
             ),
         )
     });
-    scene.produce(blocked.collect());
+    scene.produce(waiting.collect());
     let worker = scene.start().ready();
     eventually("the waiting partition is paused", Duration::from_mins(1), || {
         let paused = worker.metric("sluice_paused_partitions").unwrap_or(0.0);

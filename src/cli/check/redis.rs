@@ -50,13 +50,20 @@ async fn allow_list(config: &Config) -> Finding {
         Ok(0) => Finding::problem(
             subject,
             format!("{key} is empty: workers wait, for no token may send events (rate_limit.allow_list)"),
-            format!("SADD {key} TOKEN for each that may"),
+            format!(
+                "SADD {key} TOKEN TOKEN …, all at once: as soon as one is on it, the others are known not to be"
+            ),
         ),
         Ok(tokens) => Finding::good(subject, format!("{tokens} tokens in {key}")),
-        Err(error) => Finding::problem(
+        Err(error) if error.code() == Some("WRONGTYPE") => Finding::problem(
             subject,
             format!("{key}: {error}"),
             "it is to be a set of tokens; as long as it is none, every token may send events",
+        ),
+        Err(error) => Finding::problem(
+            subject,
+            format!("{key}: {error}"),
+            "workers wait until they may ask for it",
         ),
     }
 }

@@ -40,10 +40,11 @@ local function left(at)
   return seconds < AHEAD and seconds or 0
 end
 
--- A claim that seems to be of the future is live: the clock was set back.
+-- A claim that seems to be of the future, by a window at the most, is live: the clock was set back. No record is kept for
+-- longer than three windows and a minute, so none comes to look like that by its age (45 days is the longest window).
 local function is_live(bucket, at)
   local age = (clock - second(bucket, at + ID)) % MODULUS
-  return age <= window or age >= AHEAD
+  return age <= window or age >= MODULUS - window
 end
 
 local stamp, expires = text(clock), text((clock + lives) % MODULUS)
@@ -131,17 +132,14 @@ end
 local function append(key, bucket, id, coordinate)
   local record = id .. stamp .. coordinate
   local at = bucket and tail(bucket)
-  if at and at <= #bucket then
+  -- A bucket that must live on is written anew, so that what has expired in it does not.
+  if at and at <= #bucket and left(second(bucket, 1)) >= window + 30 then
     call('SETRANGE', key, string.format('%d', at - 1), record)
-    if left(second(bucket, 1)) < window + 30 then
-      call('SETRANGE', key, 0, expires)
-      call('EXPIRE', key, lives)
-    end
     return
   end
   local from = HEAD + 1
-  while bucket and from <= #bucket and not is_live(bucket, from) do from = from + RECORD end
-  local records = (bucket and sub(bucket, from) or '') .. record
+  while bucket and from < at and not is_live(bucket, from) do from = from + RECORD end
+  local records = (bucket and sub(bucket, from, at - 1) or '') .. record
   local count = #records / RECORD
   write(key, records, count)
   if count > FULL then split() end
