@@ -36,12 +36,27 @@ pub(crate) const MAY_CHANGE: &str = "(position(properties, 'set') > 0 OR positio
 /// have no order in common, and the stream itself leaves it to chance: they are put in order by when their blocks were
 /// announced. (The newest announcement so far, for a block that was recovered has rows of two, and clocks of two workers
 /// differ.) `user`: the columns that tell users apart, where there are rows of several.
-pub(crate) fn in_order(user: &[&str]) -> String {
+pub(crate) fn in_order(user: &[&str], sort: Sort) -> String {
     let partition = "kafka_topic, kafka_incarnation, kafka_partition";
     let each = user.iter().fold(String::new(), |all, column| all + column + ", ");
-    format!(
-        "{each}max(ingested_at) OVER (PARTITION BY {each}{partition} ORDER BY kafka_offset), {partition}, kafka_offset"
-    )
+    let announced = match sort {
+        Sort::InMemory => {
+            format!("max(ingested_at) OVER (PARTITION BY {each}{partition} ORDER BY kafka_offset)")
+        }
+        Sort::OnDisk => "ingested_at".to_owned(),
+    };
+    format!("{each}{announced}, {partition}, kafka_offset")
+}
+
+/// How the server puts a user's rows in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Sort {
+    /// As they came. All rows of one user and partition are in the server's memory for it.
+    #[default]
+    InMemory,
+    /// By the time of each row's announcement, for users with more rows than that: those of a block that was recovered
+    /// may change places with each other.
+    OnDisk,
 }
 
 /// Whether a user's hash keeps a property; what is long stays with its event alone.

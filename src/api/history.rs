@@ -8,7 +8,8 @@ use serde::Deserialize;
 use super::events::Events;
 use super::problem::Problem;
 use super::profile::Seen;
-use crate::person::{MAY_CHANGE, Properties, apply, in_order};
+use crate::clickhouse::error::{MEMORY_LIMIT_EXCEEDED, code};
+use crate::person::{MAY_CHANGE, Properties, Sort, apply, in_order};
 
 /// What a user's events say, applied in the order in which they came, as the stream does.
 #[derive(Debug)]
@@ -66,13 +67,22 @@ fn of_user(events: &Events, sql: &str, token: &str, user: &str) -> Query {
     query.with_setting("select_sequential_consistency", "1")
 }
 
-/// The changes are folded as they come: a user with a million of them needs no more memory than their result.
+/// The changes are folded as they come: they need no more memory here than their result.
 async fn properties(events: &Events, token: &str, user: &str) -> Result<Properties> {
+    match sorted(events, token, user, Sort::InMemory).await {
+        Err(error) if code(&error) == Some(MEMORY_LIMIT_EXCEEDED) => {
+            sorted(events, token, user, Sort::OnDisk).await
+        }
+        other => other,
+    }
+}
+
+async fn sorted(events: &Events, token: &str, user: &str, sort: Sort) -> Result<Properties> {
     let sql = format!(
         "SELECT toString(event) AS event, properties FROM {} WHERE {USER} AND {MAY_CHANGE} ORDER BY {} \
          SETTINGS max_result_rows = 0",
         events.table(),
-        in_order(&[])
+        in_order(&[], sort)
     );
     let mut rows = of_user(events, &sql, token, user).fetch::<Change<'_>>()?;
     let mut profile = Properties::new();

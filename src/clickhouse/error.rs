@@ -13,6 +13,9 @@ pub enum Class {
     Transient,
 }
 
+/// A query needed more memory than it may take.
+pub const MEMORY_LIMIT_EXCEEDED: u32 = 241;
+
 /// The server's error code, where the error came from the server.
 pub fn code(error: &Error) -> Option<u32> {
     let Error::BadResponse(text) = error else {

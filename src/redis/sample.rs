@@ -106,7 +106,7 @@ impl Sampler {
                 async move {
                     let life = look.life.clone();
                     let ended = in_time(look.round(server, prefix, keys)).await;
-                    let lost = ended.is_ok() && look.lost_keys(life.as_ref());
+                    let lost = look.lost_keys(life.as_ref());
                     (name, look, ended, lost)
                 }
             })

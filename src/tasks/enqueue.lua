@@ -27,7 +27,13 @@ if ARGV[6] ~= '' then
   if queued == 0 then
     -- Whatever became of those, none of them waits.
     redis.call('DEL', KEYS[5])
-  elseif redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[6]) then
+  end
+  -- Whoever has waited for so long has been taken, by somebody who died before he could say so.
+  local oldest = string.format('%.0f', tonumber(now) - tonumber(ARGV[4]) * 1000)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', oldest, 'LIMIT', 0, 100)) do
+    redis.call('ZREM', KEYS[5], id)
+  end
+  if redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[6]) then
     return string.format('full:%.0f', count)
   end
   redis.call('ZADD', KEYS[5], now, ARGV[2])

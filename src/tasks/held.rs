@@ -68,10 +68,13 @@ impl Held {
         serde_json::from_str(state.0.progress.as_ref()?.get()).ok()
     }
 
-    /// Keeps `progress` with the task: whoever goes on with it begins there.
+    /// Keeps `progress` with the task: whoever goes on with it begins there, and may fail as often as at the beginning.
     pub(super) async fn keep(&self, progress: &impl Serialize) -> Result<(), TaskError> {
         let progress: Box<RawValue> = to_raw_value(progress).map_err(failed)?;
-        if self.rewrite(|task| task.progress = Some(progress)).await? {
+        if self
+            .rewrite(|task| (task.progress, task.attempts) = (Some(progress), 0))
+            .await?
+        {
             Ok(())
         } else {
             Err(TaskError::Lost)

@@ -44,6 +44,7 @@ struct Scripts {
     hold: Script,
     keep: Script,
     begun: Script,
+    tell: Script,
     moved: Script,
     tend: Script,
     retry: Script,
@@ -115,6 +116,7 @@ impl Queue {
                 hold: Script::of_one_key(include_str!("hold.lua")),
                 keep: Script::of_one_key(include_str!("keep.lua")),
                 begun: Script::of_one_key(include_str!("begun.lua")),
+                tell: Script::of_one_key(include_str!("tell.lua")),
                 moved: Script::new(include_str!("move.lua")),
                 tend: Script::new(include_str!("tend.lua")),
                 retry: Script::new(include_str!("retry.lua")),
@@ -184,11 +186,7 @@ impl Queue {
         if !self.processing(worker).await?.iter().any(|kept| kept == text) {
             return Ok(false);
         }
-        if let Ok(work) = task.work() {
-            let mut call = self.scripts.begun.call(1);
-            call.arg(work.waiting_key(&self.keys)).arg(&task.id);
-            self.scripted::<i64>(&self.scripts.begun, call).await?;
-        }
+        self.waits_no_longer(task).await?;
         if is_refresh(&task.kind) {
             let mut begun = cmd("ZREM");
             begun.arg(self.keys.task_refreshes()).arg(&task.id);
@@ -301,13 +299,21 @@ impl Queue {
 
     /// Puts a task that nobody runs into the queue again, in the form `anew`, or drops it without one. False if it was
     /// not there, none if the queue is full.
-    pub async fn again(&self, place: Place, text: &str, anew: Option<&Task>) -> RedisResult<Option<bool>> {
+    /// In the same step `told` is told of it.
+    pub async fn again(
+        &self,
+        place: Place,
+        text: &str,
+        anew: Option<&Task>,
+        told: Option<&Status>,
+    ) -> RedisResult<Option<bool>> {
         let keys = &self.keys;
-        let mut call = self.scripts.retry.call(4);
+        let mut call = self.scripts.retry.call(5);
         call.arg(keys.task_queue())
             .arg(keys.tasks_later())
             .arg(keys.tasks_parked())
             .arg(keys.task_refreshes())
+            .arg(keys.task_status(told.map_or("", |status| &status.id)))
             .arg(match place {
                 Place::Queue => "queue",
                 Place::Later => "later",
@@ -316,31 +322,30 @@ impl Queue {
             .arg(text)
             .arg(anew.map(Task::text).unwrap_or_default())
             .arg(self.max_waiting)
-            .arg(Task::parse(text.as_bytes()).map_or(String::new(), |task| task.id));
+            .arg(Task::parse(text.as_bytes()).map_or(String::new(), |task| task.id))
+            .arg(told.map(text_of).unwrap_or_default())
+            .arg(TASK_STATUS_TTL_SECONDS);
         let answer: i64 = self.scripted(&self.scripts.retry, call).await?;
         Ok((answer >= 0).then_some(answer == 1))
     }
 
     /// A task that waits no longer stands for no others.
     pub async fn waits_no_longer(&self, task: &Task) -> RedisResult<()> {
-        match task.work() {
-            Ok(work) => {
-                self.redis
-                    .command(cmd("DEL").arg(work.waiting_key(&self.keys)))
-                    .await
-            }
-            Err(_) => Ok(()),
+        if let Ok(work) = task.work() {
+            let mut call = self.scripts.begun.call(1);
+            call.arg(work.waiting_key(&self.keys)).arg(&task.id);
+            self.scripted::<i64>(&self.scripts.begun, call).await?;
         }
+        Ok(())
     }
 
-    /// Tells how far a task has come, or what became of it.
+    /// Tells how far a task has come, unless what became of it is told already.
     pub async fn tell(&self, status: &Status) -> RedisResult<()> {
-        let mut set = cmd("SET");
-        set.arg(self.keys.task_status(&status.id))
+        let mut call = self.scripts.tell.call(1);
+        call.arg(self.keys.task_status(&status.id))
             .arg(text_of(status))
-            .arg("EX")
             .arg(TASK_STATUS_TTL_SECONDS);
-        self.redis.command(&set).await
+        self.scripted::<i64>(&self.scripts.tell, call).await.map(|_| ())
     }
 
     /// What was told last of a task.

@@ -258,11 +258,18 @@ impl Runner {
                     Ok(moved) => return moved,
                     Err(error) => {
                         tracing::warn!(service = "redis", error = %error, "a task cannot be settled; trying again");
-                        // Meanwhile it stays its own: a slot that moves holds up what moves tasks, and not what holds them.
-                        self.queue.hold(&self.name, self.lease, None).await.ok();
                         sleep(PAUSE).await;
                     }
                 }
+            }
+        };
+        // Meanwhile it stays its own: a slot that moves holds up what moves tasks, and not what holds them.
+        let holding = async {
+            let mut ticks = self.ticks();
+            ticks.reset();
+            loop {
+                ticks.tick().await;
+                self.queue.hold(&self.name, self.lease, None).await.ok();
             }
         };
         let too_late = async {
@@ -272,6 +279,7 @@ impl Runner {
         tokio::select! {
             moved = moving => moved,
             () = too_late => false,
+            never = holding => never,
         }
     }
 

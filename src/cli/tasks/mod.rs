@@ -193,26 +193,24 @@ async fn retry_all(cli: &Cli) -> Result<ExitCode, CliError> {
 /// Puts a parked task into the queue, as one that was never tried.
 async fn again(cli: &Cli, text: &str, mut task: Task) -> anyhow::Result<()> {
     task.attempts = 0;
-    match cli.told(cli.queue.again(Place::Parked, text, Some(&task)).await)? {
-        Some(true) => {}
-        Some(false) => return Err(anyhow!("task {} has just gone elsewhere", task.id)),
-        None => {
-            return Err(anyhow!(
-                "the queue is full: tasks.max_waiting = {}",
-                cli.config.tasks.max_waiting
-            ));
-        }
+    let told = status(&task, "waiting");
+    let again = cli.queue.again(Place::Parked, text, Some(&task), Some(&told));
+    match cli.told(again.await)? {
+        Some(true) => Ok(()),
+        Some(false) => Err(anyhow!("task {} has just gone elsewhere", task.id)),
+        None => Err(anyhow!(
+            "the queue is full: tasks.max_waiting = {}",
+            cli.config.tasks.max_waiting
+        )),
     }
-    tell(cli, &task, "waiting").await
 }
 
-async fn tell(cli: &Cli, task: &Task, state: &str) -> anyhow::Result<()> {
-    let status = Status {
+fn status(task: &Task, state: &str) -> Status {
+    Status {
         state: state.to_owned(),
         at: jiff::Timestamp::now().as_millisecond(),
         ..Status::of(task)
-    };
-    cli.told(cli.queue.tell(&status).await)
+    }
 }
 
 async fn drop_one(cli: &Cli, id: &str) -> Result<ExitCode, CliError> {
@@ -224,14 +222,15 @@ async fn drop_one(cli: &Cli, id: &str) -> Result<ExitCode, CliError> {
         (None, Some((text, (_, _, task)))) => (Place::Parked, text.clone(), task),
         (None, None) => return Err(no_task(&listing, id)),
     };
-    if cli.told(cli.queue.again(place, &text, None).await)? != Some(true) {
-        return Err(anyhow!("task {id} has just gone elsewhere").into());
+    if let Some(task) = &task
+        && place != Place::Parked
+    {
+        // First, or one that is added now would be taken for the one that goes.
+        cli.told(cli.queue.waits_no_longer(task).await)?;
     }
-    if let Some(task) = task {
-        if place != Place::Parked {
-            cli.told(cli.queue.waits_no_longer(&task).await)?;
-        }
-        tell(cli, &task, "dropped").await?;
+    let told = task.map(|task| status(&task, "dropped"));
+    if cli.told(cli.queue.again(place, &text, None, told.as_ref()).await)? != Some(true) {
+        return Err(anyhow!("task {id} has just gone elsewhere").into());
     }
     print(&format!("task {id} is dropped\n"))?;
     Ok(ExitCode::SUCCESS)

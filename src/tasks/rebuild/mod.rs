@@ -35,6 +35,9 @@
 //! the script, which cannot know whether they are newer than what was read; those that a second reading of the table still
 //! has not are taken out: they were remembered before it began, so their rows are gone.
 //!
+//! **After a rewind by hand** `applied` says more than the table has, until the lag is back where it was: a rebuild before
+//! that leaves out what is still to be read again, and the workers leave it out after it.
+//!
 //! Users of whom nothing was written for as long as their keys live are left out, as the stream would have let them expire,
 //! unless they are asked for by name.
 
@@ -51,7 +54,7 @@ use super::held::{Held, TaskError, failed};
 use super::task::Users;
 use crate::config::{self, Config};
 use crate::kafka::settled::Settled;
-use crate::person::{Properties, apply, timeline_member};
+use crate::person::{Properties, Sort, apply, timeline_member};
 use crate::redis::Redis;
 use crate::redis::keys::USER_TTL_SECONDS;
 use crate::telemetry::metrics;
@@ -115,6 +118,8 @@ struct Part {
     up_to: Option<u64>,
     /// Who could not be settled.
     left: Vec<String>,
+    /// How the changes were put in order.
+    sort: Sort,
 }
 
 #[derive(Debug)]
@@ -231,7 +236,17 @@ impl Run<'_> {
     /// Some of a token's users, each as often as it takes.
     async fn part(&self, token: &str, which: &Which) -> Result<Part, TaskError> {
         let mut again = Again::new();
-        let mut part = self.reading(token, which, None, &mut again).await?;
+        let mut part = match self.reading(token, which, None, Sort::InMemory, &mut again).await {
+            Err(error) if is_out_of_memory(&error) => {
+                tracing::warn!(
+                    token,
+                    "users with very many changes: those of recovered blocks may change places"
+                );
+                again.clear();
+                self.reading(token, which, None, Sort::OnDisk, &mut again).await?
+            }
+            other => other?,
+        };
         for _ in 1..READINGS {
             if again.is_empty() {
                 return Ok(part);
@@ -241,7 +256,8 @@ impl Run<'_> {
             let hashes: Vec<u64> = before.keys().map(|(hash, _)| *hash).collect();
             for some in hashes.chunks(self.rebuild.hashes_at_once) {
                 let some = Which::Hashes(some.to_vec());
-                self.reading(token, &some, Some(&before), &mut again).await?;
+                self.reading(token, &some, Some(&before), part.sort, &mut again)
+                    .await?;
             }
         }
         part.left = again.into_keys().map(|(_, user)| user).collect();
@@ -264,6 +280,7 @@ impl Run<'_> {
         token: &str,
         which: &Which,
         only: Option<&Again>,
+        sort: Sort,
         again: &mut Again,
     ) -> Result<Part, TaskError> {
         let Rebuild { table, writer, .. } = self.rebuild;
@@ -271,7 +288,10 @@ impl Run<'_> {
             (Which::One(_), _) => i64::MIN,
             _ => jiff::Timestamp::now().as_millisecond() - USER_TTL_SECONDS as i64 * 1000,
         };
-        let mut part = Part::default();
+        let mut part = Part {
+            sort,
+            ..Part::default()
+        };
         let mut users = table.users(token, which).map_err(failed)?;
         // The users first: whoever the others have besides came meanwhile, and is the stream's.
         let Some(mut user) = users.next().await.map_err(failed)? else {
@@ -286,8 +306,9 @@ impl Run<'_> {
             ))
         })?;
         let bounds = writer.bounds(token, &settled).await.map_err(failed)?;
+        let mut changes = table.changes(token, which, sort).map_err(failed)?;
+        changes.begin().await.map_err(failed)?;
         let begun = Instant::now();
-        let mut changes = table.changes(token, which).map_err(failed)?;
         let mut batch = writer.batch(token);
         loop {
             let key = (user.hash, user.user.clone());
@@ -330,6 +351,11 @@ impl Progress {
         });
         self.left_users.extend(named);
     }
+}
+
+/// Whether the server had not the memory for a query.
+fn is_out_of_memory(error: &TaskError) -> bool {
+    matches!(error, TaskError::Failed(text) if text.contains("MEMORY_LIMIT_EXCEEDED"))
 }
 
 /// One user, from the rows that follow.

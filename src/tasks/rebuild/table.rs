@@ -1,7 +1,7 @@
 //! What a rebuild reads of the events table: tokens, users, their newest events and their changes.
 //!
 //! Every answer is a stream in the order of (hash of the user, user), so that three of them can be read side by side and
-//! memory holds one user of each. The server sorts on disk what does not fit.
+//! memory holds one user of each. The server sorts on disk what does not fit, but for [`Sort::InMemory`].
 
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ use serde::Deserialize;
 use crate::clickhouse::settings::{LONGEST_READ, reads};
 use crate::clickhouse::{client, identifier};
 use crate::config;
-use crate::person::{MAY_CHANGE, in_order};
+use crate::person::{MAY_CHANGE, Sort, in_order};
 use crate::redis::keys::TIMELINE_EVENTS;
 
 /// What each query may take of the server, so that production beside it does not feel much of it.
-const MODEST: [(&str, &str); 4] = [
+const MODEST: [(&str, &str); 5] = [
     ("max_threads", "2"),
     // Gives way to queries of a higher priority (a lower number).
     ("priority", "10"),
+    ("max_memory_usage", "2000000000"),
     ("max_bytes_before_external_sort", "268435456"),
     ("max_bytes_before_external_group_by", "268435456"),
 ];
@@ -165,14 +166,14 @@ impl Table {
     }
 
     /// Each user's events that may change properties, in the order in which they were applied.
-    pub(super) fn changes(&self, token: &str, which: &Which) -> Result<Rows<Change>> {
+    pub(super) fn changes(&self, token: &str, which: &Which, sort: Sort) -> Result<Rows<Change>> {
         let sql = format!(
             "SELECT cityHash64(distinct_id) AS hash, distinct_id AS user, toString(event) AS name, properties, \
              toString(kafka_topic) AS topic, kafka_incarnation AS incarnation, kafka_partition AS partition, \
              kafka_offset AS offset FROM {} WHERE {} AND {MAY_CHANGE} ORDER BY {}",
             self.name,
             which.sql(),
-            in_order(&["cityHash64(distinct_id)", "distinct_id"])
+            in_order(&["cityHash64(distinct_id)", "distinct_id"], sort)
         );
         Rows::of(which.bound(self.client.query_raw(&sql), token))
     }
