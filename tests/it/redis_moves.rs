@@ -266,8 +266,7 @@ fn a_task_stays_where_it_is(name: &str, users_per_second: &str) {
         begun.elapsed().as_millis()
     );
     assert!(begun.elapsed() > PAUSE_OF_TASKS * 2);
-    let shown = state_becomes(&scene, &id, "done");
-    assert_eq!(shown["status"]["attempts"], 0, "{shown}");
+    state_becomes(&scene, &id, "done");
     for told in [
         "a tasks worker died with its task",
         "a lease ended while its task ran",
