@@ -189,7 +189,7 @@ fn a_process_that_was_frozen_finds_that_its_task_is_somebody_elses() {
     frozen.signal(Signal::SIGCONT);
     let shown = state_becomes(&scene, &id, "done");
     assert_eq!(shown["status"]["done"], 1_800, "{shown}");
-    assert_eq!(scene.logged("a tasks worker died with its task"), 1);
+    assert!(scene.logged("a tasks worker died with its task") >= 1);
     all_rebuilt(&scene, &TOKENS, 300);
     let done = "sluice_tasks_total{kind=\"rebuild-users\",outcome=\"done\"}";
     assert_eq!((frozen.metric(done), other.metric(done)), (None, Some(1.0)));
