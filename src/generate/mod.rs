@@ -2,17 +2,18 @@
 //!
 //! Owns what a record with a given index is: a pure function of the [`Plan`] and the index, so that the same seed
 //! gives the same bytes, on any number of threads, and a duplicate is the earlier record made once more. Read in
-//! this order: `event` (what an event says), `bad` (records that are none, by reason), `send` (to Kafka), `topics`.
+//! this order: `draw` (randomness), `event` (what an event says), `bad` (records that are none, by reason), `send` (to
+//! Kafka), `topics`.
 
 mod bad;
+mod draw;
 mod event;
 mod send;
 mod topics;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 
+use self::draw::Draw;
 use crate::event::{MAX_PAYLOAD, Reason};
 
 pub use self::send::{Bounds, Summary, Watch, send};
@@ -146,7 +147,7 @@ impl Generator {
             *share /= all;
         }
         Self {
-            draw: Draw(ChaCha8Rng::seed_from_u64(plan.seed)),
+            draw: Draw::of_seed(plan.seed),
             plan,
             shares,
             key: Vec::new(),
@@ -246,44 +247,6 @@ fn reason(nth: u64) -> Reason {
     match REASONS[(nth % cycle) as usize] {
         Reason::TooLarge if nth / cycle >= TOO_LARGE_AT_MOST => Reason::NotJson,
         reason => reason,
-    }
-}
-
-/// Randomness with a place for each index.
-#[derive(Clone, Debug)]
-struct Draw(ChaCha8Rng);
-
-impl Draw {
-    fn seek(&mut self, index: u64) {
-        self.0.set_word_pos(0);
-        self.0.set_stream(index);
-    }
-
-    fn bits(&mut self) -> u32 {
-        self.0.next_u32()
-    }
-
-    fn long(&mut self) -> u64 {
-        self.0.next_u64()
-    }
-
-    /// 0 to below 1.
-    fn share(&mut self) -> f64 {
-        f64::from(self.bits()) / (f64::from(u32::MAX) + 1.0)
-    }
-
-    fn chance(&mut self, share: f64) -> bool {
-        self.share() < share
-    }
-
-    /// 0 to below `n`, which is at least 1.
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.long()) * u128::from(n)) >> 64) as u64
-    }
-
-    /// One of a list that is not empty.
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[((u64::from(self.bits()) * all.len() as u64) >> 32) as usize]
     }
 }
 

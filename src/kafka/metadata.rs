@@ -121,19 +121,19 @@ impl Metadata {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const ANNOUNCED: Announcement = Announcement {
+    pub(in crate::kafka) const ANNOUNCED: Announcement = Announcement {
         end: 99,
         digest: 7,
         time_ms: 1_700_000_000_000,
         unlimited: false,
         first_ms: None,
     };
-    const PREVIOUS: Previous = Previous {
+    pub(in crate::kafka) const PREVIOUS: Previous = Previous {
         offset: 41,
         hash: 0xdead_beef,
     };

@@ -141,19 +141,8 @@ pub fn start(
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::metadata::tests::{ANNOUNCED, PREVIOUS};
     use super::*;
-
-    const ANNOUNCED: Announcement = Announcement {
-        end: 99,
-        digest: 7,
-        time_ms: 1_700_000_000_000,
-        unlimited: false,
-        first_ms: None,
-    };
-    const PREVIOUS: Previous = Previous {
-        offset: 41,
-        hash: 0xdead_beef,
-    };
 
     #[test]
     fn a_partition_starts_where_its_commit_says() {
@@ -230,15 +219,17 @@ mod tests {
         fn whatever_was_committed_a_start_is_within_the_partition(
             previous: Option<(i64, u64)>,
             end: Option<i64>,
+            foreign in proptest::option::of(".{0,40}"),
             committed in 0..i64::MAX, low in 0..i64::MAX, high in 0..i64::MAX,
+            before in 0_u32..3, now in 0_u32..3,
         ) {
-            let text = Metadata {
-                incarnation: 1,
+            let ours = || Metadata {
+                incarnation: before,
                 previous: previous.map(|(offset, hash)| Previous { offset, hash }),
                 announced: end.map(|end| Announcement { end, ..ANNOUNCED }),
-            }
-            .encode();
-            if let Ok(start) = start(Some((committed, &text)), low, high, 1) {
+            };
+            let text = foreign.unwrap_or_else(|| ours().encode());
+            if let Ok(start) = start(Some((committed, &text)), low, high, now) {
                 prop_assert!(start.read_from >= low && start.missing >= 0, "{:?}", start);
                 prop_assert!(start.announced.is_none_or(|a| a.end > start.committed), "{:?}", start);
             }

@@ -1,13 +1,14 @@
 //! A block: consecutive records of one partition, `[start, end)`, and the bytes that they came in.
 //!
-//! Owns the canonical encoding of records, the digest over it, and the accounting of memory in flight.
+//! Owns the canonical encoding of records, the digest over it, and the accounting of the worker's memory in flight.
 //! Never looks into a payload.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use super::outstanding::Slot;
 use super::spare::Spare;
 use crate::event::{Headers, Record};
 use crate::kafka::metadata::{Announcement, Previous};
@@ -38,49 +39,6 @@ impl InFlight {
         if (1..=Self::LARGEST_SPARE).contains(&records.arena.capacity()) {
             self.spare.give(records);
         }
-    }
-}
-
-/// A partition's blocks that are closed and not settled.
-#[derive(Debug, Default)]
-pub struct Outstanding {
-    blocks: AtomicUsize,
-    bytes: AtomicU64,
-}
-
-impl Outstanding {
-    /// How many there are.
-    pub fn blocks(&self) -> usize {
-        self.blocks.load(Ordering::Acquire)
-    }
-
-    /// The bytes of their records.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Acquire)
-    }
-
-    /// Counts a block of so many bytes for as long as the answer lives.
-    pub fn take(self: &Arc<Self>, bytes: usize) -> Slot {
-        self.blocks.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(bytes as u64, Ordering::AcqRel);
-        Slot {
-            outstanding: Arc::clone(self),
-            bytes: bytes as u64,
-        }
-    }
-}
-
-/// One block's place among its partition's.
-#[derive(Debug)]
-pub struct Slot {
-    outstanding: Arc<Outstanding>,
-    bytes: u64,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.outstanding.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.outstanding.blocks.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -324,6 +282,7 @@ impl Drop for Block {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outstanding::Outstanding;
     use super::*;
 
     fn slot() -> Slot {

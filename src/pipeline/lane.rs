@@ -14,7 +14,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_c
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::block::{Block, Outstanding};
+use super::block::Block;
+use super::outstanding::Outstanding;
 use super::{Dropped, Partition, Prepared, Worker, recovery, timed};
 use crate::kafka::committer::Committer;
 use crate::kafka::position::SetBy;

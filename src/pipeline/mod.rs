@@ -6,6 +6,7 @@
 pub mod block;
 pub mod claim;
 pub mod lane;
+pub mod outstanding;
 
 mod alone;
 mod announce;

@@ -118,3 +118,23 @@ impl Waiting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_bounded_by_its_bytes_and_a_key_waits_once() {
+        let mut waiting = Waiting::default();
+        let key = |n: usize| format!("{n:0>1024}");
+        for _ in 0..2 {
+            waiting.put(&(0..100).map(key).collect::<Vec<_>>());
+        }
+        assert_eq!((waiting.keys.len(), waiting.bytes), (100, 100 << 10));
+        waiting.put(&(0..=MOST_WAITING >> 10).map(key).collect::<Vec<_>>());
+        assert_eq!(
+            (waiting.keys.len(), waiting.bytes),
+            (MOST_WAITING >> 10, MOST_WAITING)
+        );
+    }
+}

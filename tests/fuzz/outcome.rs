@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use sluice::event::{self, Decoded, Event, Origin, Place, Reason, Record, decode};
-use sluice::pipeline::block::{Block, Cut, InFlight, Open, Outstanding};
+use sluice::pipeline::block::{Block, Cut, InFlight, Open};
+use sluice::pipeline::outstanding::Outstanding;
 
 use crate::cases::Case;
 use crate::reference::Id;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sluice::config::Config;
 use sluice::redis::Redis;
 use sluice::tasks::queue::{Enqueued, Queue, When};
-use sluice::tasks::task::{Task, Users, Work};
+use sluice::tasks::task::{Status, Task, Users, Work};
 
 use crate::api_server::{ALPHA, Server};
 use crate::harness::Scene;
@@ -159,6 +159,17 @@ fn a_task_is_there_once_however_often_it_is_put_and_one_that_is_gone_is_not_wait
             // It was taken meanwhile, and stands for no others.
             queue.waits_no_longer(&task).await.unwrap();
         }
+        // A last word stays: whoever was frozen meanwhile knows less.
+        for state in ["running", "done", "running"] {
+            let status = Status {
+                id: task.id.clone(),
+                state: state.to_owned(),
+                ..Status::default()
+            };
+            queue.tell(&status).await.unwrap();
+        }
+        let told = queue.told(&task.id).await.unwrap();
+        assert_eq!(told.unwrap().state, "done");
     });
     assert_eq!(redis.llen::<_, usize>(&queue).unwrap(), 1);
     redis.del::<_, ()>(&queue).unwrap();
