@@ -41,7 +41,7 @@ pub(super) struct Node {
     connections: Box<[Mutex<Connection>]>,
     next: AtomicUsize,
     turns: Semaphore,
-    /// Whether a call was given up, and none has been answered since.
+    /// Whether a call was given up or ran out of time, and none has been answered since.
     suspect: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Call<'_> {
         // One that is still being opened goes on with it for the next caller; how long that takes has a bound of its own.
         let open = self.used.answered.load(Ordering::Relaxed);
         if !self.ended && open && self.begun.elapsed() >= GIVEN_UP_AFTER {
-            self.node.suspect.store(true, Ordering::Relaxed);
+            self.node.doubt();
             self.node.replace(self.used);
         }
     }
@@ -126,6 +126,11 @@ impl Node {
         self.suspect.load(Ordering::Relaxed)
     }
 
+    /// It may be gone, or another one may be there by now.
+    pub(super) fn doubt(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
+    }
+
     /// The server answers, or whether it is still the one was asked of others.
     pub(super) fn absolve(&self) {
         self.suspect.store(false, Ordering::Relaxed);
@@ -176,6 +181,9 @@ impl Node {
         };
         if nowhere {
             self.replace(&used);
+            if answers.as_ref().is_err_and(RedisError::is_timeout) {
+                self.doubt();
+            }
         } else if answers.is_ok() {
             used.answered.store(true, Ordering::Relaxed);
             self.absolve();
@@ -187,7 +195,13 @@ impl Node {
     /// a connection of its own, opened at its first use: what is asked is why calls do not come to their end, and behind
     /// these it would run out of time.
     pub(super) async fn ask(&self, pipe: &Pipeline) -> RedisResult<Vec<Value>> {
-        let used = self.slot(self.connections.len() - 1).clone();
+        let slot = self.connections.len() - 1;
+        if self.is_suspect() {
+            // Or it might lead to whom the address was before.
+            let old = self.slot(slot).clone();
+            self.replace(&old);
+        }
+        let used = self.slot(slot).clone();
         let mut connection = used.manager.clone();
         let asked = connection.send_packed_commands(pipe, 0, pipe.len());
         let answers = timeout(QUESTION_TIMEOUT, asked)

@@ -146,11 +146,15 @@ impl Sentinel {
                 node.found_again();
                 Ok((address, node))
             }
-            role => Err(RedisError::from((
-                ErrorKind::Server(ServerErrorKind::MasterDown),
-                "the sentinels name a server that is no primary",
-                format!("{}: {role}", node.address()),
-            ))),
+            role => {
+                // Perhaps by a connection to whom the address was before.
+                node.doubt();
+                Err(RedisError::from((
+                    ErrorKind::Server(ServerErrorKind::MasterDown),
+                    "the sentinels name a server that is no primary",
+                    format!("{}: {role}", node.address()),
+                )))
+            }
         }
     }
 

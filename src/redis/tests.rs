@@ -225,6 +225,37 @@ async fn a_primary_that_is_found_again_keeps_its_connections() {
     assert_eq!(connections.len(), 1, "{connections:?}");
 }
 
+#[tokio::test]
+async fn a_primary_behind_an_old_address_is_found_though_old_connections_lead_to_a_replica() {
+    // Connections of before the failover, for calls and for questions, meet the old server for as long as they live.
+    let failed_over = Arc::new(AtomicUsize::new(usize::MAX));
+    let opened = Arc::new(AtomicUsize::new(0));
+    let (first_new, latest) = (Arc::clone(&failed_over), Arc::clone(&opened));
+    let primary = server(move |connection, text| {
+        latest.fetch_max(connection, Ordering::Relaxed);
+        let since = first_new.load(Ordering::Relaxed);
+        let is_old = since != usize::MAX && connection < since;
+        let answer = match (text.contains("ROLE"), is_old) {
+            (true, true) => "*1\r\n$5\r\nslave\r\n",
+            (true, false) => MASTER,
+            (false, true) => READONLY,
+            (false, false) => ":1\r\n",
+        };
+        Some(answer.to_owned())
+    })
+    .await;
+    let redis = open("sentinel", &[sentinel(primary).await.0], SHORT);
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+    // The connection for questions is open, too.
+    redis.topology().await.unwrap();
+    failed_over.store(opened.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    assert!(
+        redis.pipeline(&incr()).await.is_err(),
+        "the old server says what it is"
+    );
+    assert_eq!(redis.pipeline(&incr()).await.unwrap(), [Value::Int(1)]);
+}
+
 /// Two nodes of a Cluster, with half of the slots each. `answer` says what the first and the second one answers to
 /// everything but the question for the slots.
 async fn cluster(answer: impl Fn(usize, &str) -> String + Send + Sync + 'static) -> Redis {
