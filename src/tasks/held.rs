@@ -3,6 +3,7 @@
 //! Owns the task's text while it is held: whoever changes it does so here, in one step with what stands in Redis. Never
 //! decides what becomes of the task: that is the runner's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::RedisResult;
@@ -39,7 +40,7 @@ pub(super) struct Held {
     queue: Queue,
     worker: String,
     /// The task, and its text as it stands in the list.
-    state: Mutex<(Task, Vec<u8>)>,
+    state: Arc<Mutex<(Task, Vec<u8>)>>,
     status: std::sync::Mutex<Status>,
 }
 
@@ -52,7 +53,7 @@ impl Held {
         Self {
             queue,
             worker,
-            state: Mutex::new((task, text)),
+            state: Arc::new(Mutex::new((task, text))),
             status: std::sync::Mutex::new(status),
         }
     }
@@ -88,16 +89,20 @@ impl Held {
 
     /// Changes the task where it stands. False if it is no longer there.
     async fn rewrite(&self, change: impl FnOnce(&mut Task)) -> Result<bool, TaskError> {
-        let mut state = self.state.lock().await;
+        let mut state = Arc::clone(&self.state).lock_owned().await;
         let mut task = state.0.clone();
         change(&mut task);
-        let text = task.text();
-        let rewritten = self.queue.keep(&self.worker, &state.1, &text).await;
-        let rewritten = rewritten.map_err(failed)?;
-        if rewritten {
-            *state = (task, text.into_bytes());
-        }
-        Ok(rewritten)
+        let (queue, worker) = (self.queue.clone(), self.worker.clone());
+        // To its end, also where the work is broken off meanwhile: what stands in the list must be known to whoever moves it.
+        let rewriting = tokio::spawn(async move {
+            let text = task.text();
+            let rewritten = queue.keep(&worker, &state.1, &text).await?;
+            if rewritten {
+                *state = (task, text.into_bytes());
+            }
+            RedisResult::Ok(rewritten)
+        });
+        rewriting.await.map_err(failed)?.map_err(failed)
     }
 
     /// Renews the lease. False if the task is no longer its own.
