@@ -6,6 +6,7 @@
 //! [`faults`] is for tests.
 
 pub mod api;
+mod causes;
 pub mod cli;
 pub mod clickhouse;
 pub mod config;

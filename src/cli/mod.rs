@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, LogFormat};
 
@@ -157,27 +158,6 @@ pub fn fail(error: &CliError) -> ExitCode {
     };
     writeln!(io::stderr(), "sluice: {text}").ok();
     ExitCode::from(error.exit_code())
-}
-
-/// The error and what caused it, each cause once: client libraries repeat some of theirs.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = first_paragraph(&error.to_string());
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = first_paragraph(&error.to_string());
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// What a text says before its first empty line, after which `ClickHouse` goes on with general advice.
-fn first_paragraph(text: &str) -> String {
-    let text = text.trim();
-    text.split("\n\n").next().unwrap_or(text).to_owned()
 }
 
 /// Writes a result to standard output. A reader that has enough (`sluice check | head`) is no failure.

@@ -104,7 +104,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
         ended.clone().cancelled_owned(),
     ));
     let probing = tokio::spawn(probing.run());
-    let sampling = sampling(&config)?;
+    let sampling = sampling(&config, &health)?;
     let signals = tokio::spawn(cancel_on_signal(terminate, interrupt, shutdown.clone()));
     let serving = async {
         match api {
@@ -230,7 +230,7 @@ fn prober(config: &Config, health: &Arc<Health>, rejects: Option<Rejects>) -> an
 }
 
 /// Looks at each Redis now and then, until it is dropped.
-fn sampling(config: &Config) -> anyhow::Result<JoinSet<()>> {
+fn sampling(config: &Config, health: &Arc<Health>) -> anyhow::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
     let redis = &config.redis;
     if redis.sample_seconds == 0 {
@@ -244,7 +244,7 @@ fn sampling(config: &Config) -> anyhow::Result<JoinSet<()>> {
         let settings = settings.context("redis.url or redis.cache_url cannot be used")?;
         let connection = Redis::open(&settings, 1)
             .with_context(|| format!("the Redis of the {} cannot be looked at", server.name()))?;
-        let sampler = Sampler::new(connection, server, &redis.key_prefix);
+        let sampler = Sampler::new(connection, server, &redis.key_prefix, Arc::clone(health));
         tasks.spawn(sampler.run(Duration::from_secs(u64::from(redis.sample_seconds))));
     }
     Ok(tasks)

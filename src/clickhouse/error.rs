@@ -27,6 +27,19 @@ pub fn code(error: &Error) -> Option<u32> {
         .ok()
 }
 
+/// What went wrong, without a word of the client library's or the server's: fit for everybody's eyes.
+pub fn told(error: &Error) -> String {
+    match code(error) {
+        // UNKNOWN_DATABASE
+        Some(81) => "the database does not exist (error 81)".to_owned(),
+        // REQUIRED_PASSWORD, WRONG_PASSWORD, AUTHENTICATION_FAILED
+        Some(code @ (193 | 194 | 516)) => format!("it refuses user or password (error {code})"),
+        Some(code) => format!("it answers with error {code}"),
+        None if matches!(error, Error::TimedOut) => "no answer in time".to_owned(),
+        None => "it cannot be reached".to_owned(),
+    }
+}
+
 /// Judges an insert's error.
 pub fn classify(error: &Error) -> Class {
     let text = match error {

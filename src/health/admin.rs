@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use super::Health;
 
-/// Histograms are folded at least so often, so that their memory is bounded while nobody scrapes.
+/// Histograms are folded and long waits told so often, also while nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// An address that could not be listened on.
@@ -43,12 +43,13 @@ pub async fn serve(
     metrics: PrometheusHandle,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let router = router(health, metrics.clone());
+    let router = router(Arc::clone(&health), metrics.clone());
     let upkeep = async {
         let mut ticks = tokio::time::interval(UPKEEP);
         loop {
             ticks.tick().await;
             metrics.run_upkeep();
+            health.tell_waits();
         }
     };
     tokio::select! {

@@ -1,30 +1,38 @@
 //! What is ready, and why not.
 //!
 //! Owns the state that `/healthz` and `/readyz` tell: whether each service answers, as the [`Prober`] and the
-//! worker see it, and whether the worker still polls. It decides nothing: back-pressure is the pipeline's.
+//! worker see it, whether the worker still polls, and what its partitions wait for (`waits`). It decides nothing:
+//! back-pressure is the pipeline's.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::telemetry::{self, Service};
+use crate::telemetry::{self, Service, WaitsFor};
 
 pub use admin::{BindError, bind, serve};
 pub use prober::Prober;
+pub use waits::{Wait, Waiter, Waiting};
 
 mod admin;
 mod prober;
 pub mod probes;
+mod waits;
+
+use waits::{LONG, Waits};
 
 /// A worker that has not polled for so long is not ready: its partitions stand still.
 const POLL_READY: Duration = Duration::from_secs(8);
 /// A worker that has not polled for so long is stuck, and only a restart will help. Services being gone is no
 /// reason: the loop goes round without them.
 const POLL_ALIVE: Duration = Duration::from_mins(1);
+/// What is to be done where Redis has lost what it held.
+const FORGOT: &str =
+    "Redis no longer holds what it held: stop all workers and the read API, and start them again";
 
 /// What is known about this process's readiness; shared, and cheap to tell.
 #[derive(Debug)]
@@ -37,6 +45,11 @@ pub struct Health {
     changes: watch::Sender<()>,
     /// Partitions that wait for an operator, each with its reason.
     stopped: Mutex<BTreeMap<i32, String>>,
+    waits: Waits,
+    /// Milliseconds after `started` of the last block that was settled.
+    settled_at: AtomicU64,
+    /// Whether Redis was found without what it had held.
+    redis_forgot: AtomicBool,
 }
 
 /// No worker runs in this process.
@@ -69,6 +82,13 @@ pub struct Readiness {
     /// process unready; alert on `sluice_stopped_partitions`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stopped: BTreeMap<i32, String>,
+    /// What partitions have been waiting for, for some seconds at least. Only if nothing at all is settled meanwhile
+    /// is the process not ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
+    /// What an operator must do, though the process can do its work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<&'static str>,
 }
 
 /// One service in the answer of `/readyz`.
@@ -100,6 +120,9 @@ impl Health {
             services: Mutex::new(services.iter().map(untried).collect()),
             changes: watch::Sender::new(()),
             stopped: Mutex::default(),
+            waits: Waits::default(),
+            settled_at: AtomicU64::new(0),
+            redis_forgot: AtomicBool::new(false),
         })
     }
 
@@ -112,6 +135,30 @@ impl Health {
     /// The poll loop ended in good order: nobody waits for its next turn.
     pub fn polling_ended(&self) {
         self.polled_at.store(NOT_POLLING, Ordering::Relaxed);
+    }
+
+    /// A block was settled.
+    pub fn settled(&self) {
+        self.settled_at.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
+
+    /// A partition that may come to wait; `None` is the worker as a whole.
+    pub fn waiter(&self, partition: Option<i32>) -> Waiter<'_> {
+        Waiter {
+            waits: &self.waits,
+            partition,
+        }
+    }
+
+    /// Tells long waits by metrics and log; to be called every few seconds.
+    pub fn tell_waits(&self) {
+        self.waits.tell(Instant::now());
+    }
+
+    /// The state's Redis has lost what it held. That stays so for this process: what it has read at its start is of the
+    /// old memory.
+    pub fn redis_forgot(&self) {
+        self.redis_forgot.store(true, Ordering::Relaxed);
     }
 
     /// A service answered.
@@ -206,6 +253,10 @@ impl Health {
                 ));
             }
         }
+        let waiting = self.waits.shown(Instant::now());
+        if reasons.is_empty() {
+            reasons.extend(self.stands_still(&waiting));
+        }
         let stopped = self
             .stopped
             .lock()
@@ -216,7 +267,30 @@ impl Health {
             reasons,
             services,
             stopped,
+            waiting,
+            restart: self.redis_forgot.load(Ordering::Relaxed).then_some(FORGOT),
         }
+    }
+
+    /// Why nothing moves, if that is so: something has been waited for for long, and nothing was settled meanwhile. Waiting
+    /// for permits is what a worker does that works off overflow.
+    fn stands_still(&self, waiting: &[Waiting]) -> Option<String> {
+        let settled = Duration::from_millis(self.settled_at.load(Ordering::Relaxed));
+        let idle = self.started.elapsed().saturating_sub(settled);
+        let longest = waiting
+            .iter()
+            .find(|waiting| waiting.why != WaitsFor::Permits.name())
+            .filter(|waiting| idle.as_secs().min(waiting.for_seconds) >= LONG.as_secs())?;
+        let who = longest.partition.map_or_else(
+            || "the worker".to_owned(),
+            |partition| format!("partition {partition}"),
+        );
+        Some(format!(
+            "nothing was settled for {} s: {who} waits for {} ({})",
+            idle.as_secs(),
+            longest.why,
+            longest.what
+        ))
     }
 
     /// Whether the poll loop moves, or how long it has not.
@@ -343,6 +417,50 @@ mod tests {
         health.up(Service::Redis);
         health.down(Service::Kafka, "gone");
         assert!(health.readiness().ready);
+    }
+
+    #[test]
+    fn a_worker_that_settles_nothing_while_it_waits_is_not_ready() {
+        let mut health = Arc::into_inner(Health::new(&[])).unwrap();
+        let long_ago = |health: &mut Health| {
+            health.started = health.started.checked_sub(LONG + Duration::from_secs(1)).unwrap();
+            health.waits.begin_earlier(LONG);
+        };
+        let waits = |health: &Health, why| {
+            std::mem::forget(
+                health
+                    .waiter(Some(3))
+                    .waits_for(why, "its memory is full".to_owned()),
+            );
+        };
+        waits(&health, WaitsFor::Permits);
+        long_ago(&mut health);
+        let readiness = health.readiness();
+        assert!(
+            readiness.ready && readiness.waiting[0].why == "permits",
+            "{readiness:?}"
+        );
+        waits(&health, WaitsFor::Redis);
+        assert!(health.readiness().ready, "not for long");
+        long_ago(&mut health);
+        let readiness = health.readiness();
+        assert!(!readiness.ready, "{readiness:?}");
+        assert!(
+            readiness.reasons[0].contains("partition 3 waits for redis (its memory is full)"),
+            "{readiness:?}"
+        );
+        health.settled();
+        assert!(health.readiness().ready, "others go on");
+    }
+
+    #[test]
+    fn a_redis_that_forgot_is_told_until_the_process_ends() {
+        let health = Health::new(&[Service::Redis]);
+        health.up(Service::Redis);
+        assert_eq!(health.readiness().restart, None);
+        health.redis_forgot();
+        let readiness = health.readiness();
+        assert!(readiness.ready && readiness.restart == Some(FORGOT));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use crate::clickhouse::{self, Client};
 use crate::kafka::producer::Rejects;
 use crate::redis::Redis;
+use crate::redis::told::told;
 use crate::telemetry::{Service, metrics};
 
 /// Below the prober's own time-out, so that the client's reason is heard.
@@ -17,13 +18,7 @@ const KAFKA: Duration = Duration::from_millis(2500);
 
 /// Asks Redis for its time, and compares clocks.
 pub async fn redis(redis: Redis) -> Result<(), String> {
-    let theirs = redis.time_ms().await.map_err(|error| {
-        if error.is_io_error() {
-            "it cannot be reached".to_owned()
-        } else {
-            error.category().to_owned()
-        }
-    })?;
+    let theirs = redis.time_ms().await.map_err(|error| told(&error))?;
     compare_clocks(Service::Redis, theirs);
     Ok(())
 }
@@ -33,14 +28,7 @@ pub async fn clickhouse(client: Client) -> Result<(), String> {
     let ask = client
         .query_raw("SELECT toUnixTimestamp64Milli(now64(3))")
         .fetch_one::<i64>();
-    let theirs = ask.await.map_err(|error| match clickhouse::error::code(&error) {
-        // UNKNOWN_DATABASE
-        Some(81) => "the database does not exist (error 81)".to_owned(),
-        // REQUIRED_PASSWORD, WRONG_PASSWORD, AUTHENTICATION_FAILED
-        Some(code @ (193 | 194 | 516)) => format!("it refuses user or password (error {code})"),
-        Some(code) => format!("it answers with error {code}"),
-        None => "it cannot be reached".to_owned(),
-    })?;
+    let theirs = ask.await.map_err(|error| clickhouse::error::told(&error))?;
     compare_clocks(Service::ClickHouse, theirs);
     Ok(())
 }

@@ -20,7 +20,7 @@ use super::limits::Limit;
 use super::{Outcome, Partition};
 use crate::config::OnRedisDown;
 use crate::event::Decoded;
-use crate::telemetry::{Service, metrics};
+use crate::telemetry::{Service, WaitsFor, metrics};
 
 /// How long Redis must have been gone: a restart or a failover is waited for.
 const AFTER: Duration = Duration::from_secs(10);
@@ -97,6 +97,17 @@ impl Limiters {
             });
         }
         self.known.len() < MOST_LIMITERS
+    }
+}
+
+/// Why a token is waited for without Redis.
+fn without_redis(token: &str, limit: Limit) -> String {
+    match limit.events {
+        Some(0) if limit.listed => {
+            format!("token {token:?} is blocked, and its events can only be rejected with Redis")
+        }
+        Some(0) => format!("token {token:?} is not known to be on the allow-list, and Redis cannot be asked"),
+        _ => format!("token {token:?} is slowed down to its limit without Redis"),
     }
 }
 
@@ -188,7 +199,20 @@ impl Partition {
         }
         let limits = worker.limits.known(&decoded.tokens);
         for ((token, limit), events) in decoded.tokens.iter().zip(limits).zip(events) {
-            worker.slowing.wait(token, limit, events).await;
+            let waiting = worker.slowing.wait(token, limit, events);
+            tokio::pin!(waiting);
+            if futures::poll!(&mut waiting).is_ready() {
+                continue;
+            }
+            let _wait = self.waiter().waits_for(
+                if limit.events == Some(0) {
+                    WaitsFor::BlockedToken
+                } else {
+                    WaitsFor::Permits
+                },
+                without_redis(token, limit),
+            );
+            waiting.await;
         }
     }
 }

@@ -46,7 +46,7 @@ impl Partition {
         }
         .encode();
         self.frontier.sent(offset);
-        let committed = until_done(Service::Kafka, "commit", async || {
+        let committed = until_done(self.waiter(), Service::Kafka, "commit", async || {
             match self
                 .committer
                 .commit(self.number, self.epoch, offset, metadata.clone())

@@ -4,16 +4,17 @@
 //! event: that is `permit`.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::redis::{ErrorKind, FromRedisValue as _, RedisError, Value};
+use ::redis::{FromRedisValue as _, Value};
 
 use super::Worker;
 use super::retry::until_done;
 use crate::config::RateLimit;
+use crate::health::Waiter;
 use crate::redis::COMMANDS_AT_ONCE;
-use crate::telemetry::{Service, metrics};
+use crate::telemetry::{Service, WaitsFor, metrics};
 
 /// How long a token's own limit is used before it is read again.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -22,6 +23,14 @@ const REFRESH: Duration = Duration::from_secs(2);
 const LONGEST_WINDOW: u64 = 2_592_000;
 /// Characters of a limit that is none in the log.
 const SHOWN_CHARS: usize = 100;
+/// Said where `config:tokens` has nobody.
+const NO_LIST: &str = "config:tokens is empty, so no token at all may send events (rate_limit.allow_list)";
+/// Said where it holds something else.
+const NO_SET: &str = "config:tokens is no set, so the allow-list is ignored";
+/// How often an empty list is looked at.
+const LIST_EVERY: Duration = Duration::from_secs(1);
+/// Wrong values that are kept in mind, to be told once.
+const MOST_WRONG: usize = 1_000;
 /// Tokens whose limits are kept.
 const MOST_KNOWN: usize = 100_000;
 
@@ -50,6 +59,8 @@ pub struct Limits {
     /// Whether a token that is not on the allow-list has limit 0.
     listed_only: bool,
     known: Mutex<HashMap<String, (Limit, Instant)>>,
+    /// Values that cannot be used, by token, as they were told last.
+    wrong: Mutex<HashMap<String, String>>,
 }
 
 impl Limits {
@@ -63,11 +74,12 @@ impl Limits {
             },
             listed_only: config.allow_list,
             known: Mutex::default(),
+            wrong: Mutex::default(),
         }
     }
 
     /// The limit of each token. Those not read lately are read now.
-    pub(super) async fn of(&self, worker: &Worker, tokens: &[String]) -> Vec<Limit> {
+    pub(super) async fn of(&self, worker: &Worker, waiter: Waiter<'_>, tokens: &[String]) -> Vec<Limit> {
         let now = Instant::now();
         let mut limits = self.look_up(tokens, now);
         let unknown: Vec<usize> = (0..tokens.len()).filter(|&i| !limits[i].1).collect();
@@ -84,18 +96,27 @@ impl Limits {
                         .arg(&tokens[i]);
                 }
             }
-            let ask = async || {
-                let mut read = worker.redis.look_up(&pipe).await?;
-                if self.listed_only && read.remove(0) == Value::Int(0) {
-                    return Err(no_list());
+            let mut wait = None;
+            let mut read = loop {
+                let ask = async || worker.redis.look_up(&pipe).await;
+                let mut read = until_done(waiter, Service::Redis, "read limits", ask)
+                    .await
+                    .into_iter();
+                // Nobody is on the list: that is what a Redis says that has lost its data, and what no operator would
+                // want. Events are waited with, rather than sent to overflow, all of them.
+                if !self.listed_only || read.next() != Some(Value::Int(0)) {
+                    break read;
                 }
-                Ok(read)
+                if waiter.tells(WaitsFor::AllowList, NO_LIST) {
+                    tracing::warn!("{NO_LIST}; waiting for its first");
+                }
+                wait.get_or_insert_with(|| waiter.waits_for(WaitsFor::AllowList, NO_LIST.to_owned()));
+                tokio::time::sleep(LIST_EVERY).await;
             };
-            let mut read = until_done(Service::Redis, "read limits", ask).await.into_iter();
             for &i in unknown {
                 let own = read.next().unwrap_or_default();
                 let listed = self.listed_only.then(|| read.next().unwrap_or_default());
-                limits[i].0 = if listed.is_none_or(is_listed) {
+                limits[i].0 = if listed.is_none_or(|member| is_listed(waiter, member)) {
                     self.own(&tokens[i], own, limits[i].0)
                 } else {
                     self.unlisted()
@@ -136,16 +157,38 @@ impl Limits {
             Ok(Some(text)) => parse(text, self.default.window_seconds),
             Err(_) => None,
         };
-        parsed.unwrap_or_else(|| {
-            let shown = text.map_or_else(|error| error.to_string(), Option::unwrap_or_default);
-            tracing::warn!(
-                token,
-                value = shown.chars().take(SHOWN_CHARS).collect::<String>(),
-                "a token's own limit is not LIMIT, LIMIT/SECONDS or `unlimited`"
-            );
+        let Some(limit) = parsed else {
             metrics().bad_overrides.increment(1);
-            before
-        })
+            let shown = text.map_or_else(
+                |_| "no text at all".to_owned(),
+                |text| text.unwrap_or_default().chars().take(SHOWN_CHARS).collect(),
+            );
+            self.tell_wrong(token, shown);
+            return before;
+        };
+        self.wrong().remove(token);
+        limit
+    }
+
+    /// Tells of a value that cannot be used, once: it is read again every few seconds.
+    fn tell_wrong(&self, token: &str, shown: String) {
+        let mut wrong = self.wrong();
+        if wrong.get(token) == Some(&shown) {
+            return;
+        }
+        tracing::warn!(
+            token,
+            value = shown,
+            "a token's own limit is not LIMIT, LIMIT/SECONDS or `unlimited`, and is ignored"
+        );
+        if wrong.len() >= MOST_WRONG {
+            wrong.clear();
+        }
+        wrong.insert(token.to_owned(), shown);
+    }
+
+    fn wrong(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of each token the limit as far as it is known, and whether it was read lately. Taken at once: what others
@@ -174,20 +217,12 @@ impl Limits {
     }
 }
 
-/// Nobody is on the list. That is what a Redis says that has lost its data, and what no operator would want: events are
-/// waited with, rather than sent to overflow, all of them.
-fn no_list() -> RedisError {
-    let what = "config:tokens is empty, so no token at all may send events (rate_limit.allow_list); waiting for its first";
-    (ErrorKind::UnexpectedReturnType, what).into()
-}
-
 /// Whether a token is on the allow-list, as far as that can be used.
-fn is_listed(member: Value) -> bool {
-    bool::from_redis_value(member).unwrap_or_else(|error| {
-        tracing::warn!(
-            error = error.to_string(),
-            "config:tokens is no set, so the allow-list is ignored"
-        );
+fn is_listed(waiter: Waiter<'_>, member: Value) -> bool {
+    bool::from_redis_value(member).unwrap_or_else(|_| {
+        if waiter.tells(WaitsFor::AllowList, NO_SET) {
+            tracing::warn!("{NO_SET}");
+        }
         metrics().bad_overrides.increment(1);
         true
     })

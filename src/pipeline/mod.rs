@@ -36,6 +36,7 @@ use self::lane::Assigned;
 use self::write::Written;
 use crate::event::{Origin, Reason};
 use crate::faults;
+use crate::health::Waiter;
 use crate::kafka::committer::Committer;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{self, BlockKind, Stage, metrics};
@@ -226,6 +227,7 @@ impl Partition {
         }
         faults::moment("before-advance").await;
         self.frontier.settled(&prepared.block);
+        self.worker.health.settled();
         prepared.count();
         let mut decoded = prepared.decoding.events;
         decoded.clear();
@@ -261,6 +263,11 @@ impl Partition {
             self.reject_refused(prepared).await;
         }
         acknowledged
+    }
+
+    /// This partition, as one that may have to wait.
+    fn waiter(&self) -> Waiter<'_> {
+        self.worker.health.waiter(Some(self.number))
     }
 
     fn origin(&self, offset: i64) -> Origin {

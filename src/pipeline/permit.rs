@@ -16,7 +16,7 @@ use crate::event::Decoded;
 use crate::faults;
 use crate::kafka::committer::CommitError;
 use crate::redis::COMMANDS_AT_ONCE;
-use crate::telemetry::Service;
+use crate::telemetry::{Service, WaitsFor};
 
 /// A window is counted in this many buckets; a permit counts for up to one bucket longer than the window.
 const BUCKETS: u64 = 100;
@@ -74,12 +74,13 @@ impl Partition {
         outcomes: &mut [Outcome],
     ) -> Result<(), Dropped> {
         let config = &self.worker.config.rate_limit;
-        let wait = config.enabled && config.when_over == WhenOver::Wait;
+        let may_wait = config.enabled && config.when_over == WhenOver::Wait;
         let mut groups = self.candidates(decoded, outcomes).await;
         let mut rewound = false;
+        let mut wait = None;
         while !groups.is_empty() {
-            let ask = async || self.ask(block, decoded, &groups, rewound, wait).await;
-            let answers = until_done(Service::Redis, "permit", ask).await;
+            let ask = async || self.ask(block, decoded, &groups, rewound, may_wait).await;
+            let answers = until_done(self.waiter(), Service::Redis, "permit", ask).await;
             let mut undecided = Vec::new();
             let mut stale = false;
             rewound = false;
@@ -103,6 +104,11 @@ impl Partition {
             }
             groups = undecided;
             if !groups.is_empty() && !stale {
+                let what = over_limit(&groups, decoded);
+                match &wait {
+                    None => wait = Some(self.waiter().waits_for(WaitsFor::Permits, what)),
+                    Some(wait) => wait.is_for(what),
+                }
                 // Permits come back as buckets leave the window, or with another limit; there is no event to await.
                 tokio::time::sleep(shortest_bucket(&groups)).await;
                 let limits = self.limits(decoded).await;
@@ -116,7 +122,11 @@ impl Partition {
 
     /// The limit of each token of the block, as it is now.
     async fn limits(&self, decoded: &Decoded) -> Vec<Limit> {
-        let mut limits = self.worker.limits.of(&self.worker, &decoded.tokens).await;
+        let mut limits = self
+            .worker
+            .limits
+            .of(&self.worker, self.waiter(), &decoded.tokens)
+            .await;
         if !self.worker.config.rate_limit.enabled {
             // With limits switched off since, only old decisions count: new candidates are not charged.
             for limit in &mut limits {
@@ -200,12 +210,15 @@ impl Partition {
     /// not, our own commits have gone that far since (after a rewind, too), and it has the present one.
     async fn insist_only_if_rewound(&self, stored: i64) -> Result<bool, Dropped> {
         faults::moment("before-asking-kafka").await;
-        let committed = until_done(Service::Kafka, "read the committed offset", async || {
-            match self.committer.committed(self.number, self.epoch).await {
+        let committed = until_done(
+            self.waiter(),
+            Service::Kafka,
+            "read the committed offset",
+            async || match self.committer.committed(self.number, self.epoch).await {
                 Err(CommitError::Refused) => Ok(None),
                 other => other.map(Some),
-            }
-        })
+            },
+        )
         .await;
         match committed {
             None => Err(Dropped::NotOwned),
@@ -228,6 +241,22 @@ impl Partition {
                 Ok(true)
             }
         }
+    }
+}
+
+/// Whose permits are waited for.
+fn over_limit(groups: &[Candidates], decoded: &Decoded) -> String {
+    let waits = |group: &Candidates| {
+        let limit = group.limit.events.unwrap_or_default();
+        format!(
+            "token {:?} is over its limit of {limit} in {} s",
+            decoded.tokens[group.token], group.limit.window_seconds
+        )
+    };
+    match groups {
+        [] => String::new(),
+        [one] => waits(one),
+        [first, rest @ ..] => format!("{}, and {} more tokens", waits(first), rest.len()),
     }
 }
 

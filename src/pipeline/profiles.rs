@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::{Pipeline, RedisResult};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::retry::until_done;
+use super::retry::delays;
 use crate::redis::{COMMANDS_AT_ONCE, Redis};
 use crate::telemetry::{Service, metrics};
 
@@ -71,8 +71,12 @@ impl Profiles {
     async fn catch_up(self: Arc<Self>) {
         while let Some(keys) = self.next() {
             let keys: Vec<String> = keys.into_iter().collect();
-            let send = async || self.send(&keys).await;
-            until_done(Service::Redis, "drop cached profiles", send).await;
+            let mut delays = delays();
+            // Nobody waits for it, and that the cache is away was told when it began.
+            while self.send(&keys).await.is_err() {
+                metrics().retries.of(Service::Redis).increment(1);
+                sleep(delays.next().unwrap_or(PATIENCE)).await;
+            }
         }
     }
 

@@ -49,7 +49,9 @@ pub(super) async fn highest(worker: &Worker, partitions: &[i32]) -> HashMap<i32,
         topic = literal(&worker.config.kafka.topic),
         incarnation = worker.config.kafka.incarnation,
     );
-    let highest: Vec<(u32, u64)> = worker.ask("ask for the highest offsets", &sql).await;
+    let highest: Vec<(u32, u64)> = worker
+        .ask(worker.health.waiter(None), "ask for the highest offsets", &sql)
+        .await;
     highest
         .into_iter()
         .map(|(partition, offset)| (partition as i32, offset as i64))
@@ -129,7 +131,10 @@ impl Partition {
             "SELECT notEmpty(dependencies_table) FROM system.tables WHERE database = {} AND name = 'events'",
             literal(&self.worker.config.clickhouse.database)
         );
-        let views: Vec<u8> = self.worker.ask("ask for views behind the table", &sql).await;
+        let views: Vec<u8> = self
+            .worker
+            .ask(self.waiter(), "ask for views behind the table", &sql)
+            .await;
         let young = |first_ms| now_ms().saturating_sub(first_ms) < self.worker.deadline_ms();
         match views.first() {
             Some(1) if prepared.first_ms.is_some_and(young) => Sends::All,
@@ -187,7 +192,10 @@ impl Partition {
             block,
             "kafka_offset, toString(uuid), toUnixTimestamp64Milli(timestamp)",
         );
-        let rows: Vec<(u64, String, i64)> = self.worker.ask("compare a block with its rows", &sql).await;
+        let rows: Vec<(u64, String, i64)> = self
+            .worker
+            .ask(self.waiter(), "compare a block with its rows", &sql)
+            .await;
         let rows: HashMap<i64, (String, i64)> = rows
             .into_iter()
             .map(|(offset, uuid, timestamp)| (offset as i64, (uuid, timestamp)))
@@ -224,7 +232,10 @@ impl Partition {
     /// The offsets of the block that have rows.
     pub(super) async fn present(&self, prepared: &Prepared) -> HashSet<i64> {
         let sql = self.rows_of(&prepared.block, "kafka_offset");
-        let offsets: Vec<u64> = self.worker.ask("ask which offsets have rows", &sql).await;
+        let offsets: Vec<u64> = self
+            .worker
+            .ask(self.waiter(), "ask which offsets have rows", &sql)
+            .await;
         offsets.into_iter().map(|offset| offset as i64).collect()
     }
 }

@@ -81,7 +81,7 @@ impl Partition {
                 timestamp: event.filter(|e| e.timed_by_kafka).map(|e| e.timestamp),
             })
             .collect();
-        until_done(Service::Kafka, "send rejects", async || {
+        until_done(self.waiter(), Service::Kafka, "send rejects", async || {
             let sent = self.worker.rejects.send(&rejects).await;
             if let Err(error) = &sent
                 && error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)

@@ -52,7 +52,7 @@ impl Partition {
         if !batch.pipe.is_empty() {
             let scripts = [&worker.scripts.remember_token, &worker.scripts.remember_user];
             let send = async || worker.redis.scripted(&scripts, &batch.pipe).await;
-            let mut answers = until_done(Service::Redis, "remember", send).await;
+            let mut answers = until_done(self.waiter(), Service::Redis, "remember", send).await;
             let cut = batch.users.iter().filter_map(|&i| {
                 let answer = answers.get_mut(i).map(std::mem::take)?;
                 u64::from_redis_value(answer).ok()

@@ -25,7 +25,7 @@ use crate::clickhouse::settings::{self, LONGEST_READ};
 use crate::config::{Config, Layout};
 use crate::event::Decoded;
 use crate::faults;
-use crate::health::Health;
+use crate::health::{Health, Waiter};
 use crate::kafka::producer::Rejects;
 use crate::redis::keys::Keys;
 use crate::redis::{Redis, Script, Settings};
@@ -131,17 +131,18 @@ impl Worker {
         let clickhouse = crate::clickhouse::client(&config.clickhouse);
         let keys = Keys::new(&config.redis.key_prefix);
 
+        let waiter = health.waiter(None);
         let ask = async || {
             let deadline = config.clickhouse.insert_deadline_seconds;
             schema::compare(&clickhouse, &config.clickhouse.database, deadline).await
         };
-        let table = until_done(Service::ClickHouse, "look at the table", ask).await?;
-        let secret = mark_layout(&redis, &keys, &config.dedup).await?;
-        note_version(&redis, &keys).await;
+        let table = until_done(waiter, Service::ClickHouse, "look at the table", ask).await?;
+        let secret = mark_layout(waiter, &redis, &keys, &config.dedup).await?;
+        note_version(waiter, &redis, &keys).await;
         let register = Register::new();
         let topic = (config.kafka.topic.as_str(), config.kafka.incarnation);
         let enter = async || register.enter(&redis, &keys, topic).await;
-        let source = until_done(Service::Redis, "register the topic", enter)
+        let source = until_done(waiter, Service::Redis, "register the topic", enter)
             .await
             .filter(|source| source.pack(0, 0).is_some())
             .ok_or_else(|| StartError::Sources(keys.sources()))?;
@@ -197,21 +198,26 @@ impl Worker {
 
     /// What `ClickHouse` answers to `sql`, with all acknowledged writes in it; asked until there is an answer. Not for the
     /// polling thread: it may take minutes.
-    pub(super) async fn ask<T: RowOwned + RowRead>(&self, what: &'static str, sql: &str) -> Vec<T> {
+    pub(super) async fn ask<T: RowOwned + RowRead>(
+        &self,
+        waiter: Waiter<'_>,
+        what: &'static str,
+        sql: &str,
+    ) -> Vec<T> {
         let ask = async || {
             let query = settings::reads(&self.clickhouse).query_raw(sql);
             tokio::time::timeout(LONGEST_READ + READ_GRACE, query.fetch_all())
                 .await
                 .unwrap_or(Err(Error::TimedOut))
         };
-        until_done(Service::ClickHouse, what, ask).await
+        until_done(waiter, Service::ClickHouse, what, ask).await
     }
 }
 
-async fn note_version(redis: &Redis, keys: &Keys) {
+async fn note_version(waiter: Waiter<'_>, redis: &Redis, keys: &Keys) {
     let mut version = ::redis::cmd("SET");
     version.arg(keys.app_version()).arg(env!("CARGO_PKG_VERSION"));
-    until_done(Service::Redis, "note the version", async || {
+    until_done(waiter, Service::Redis, "note the version", async || {
         redis.command::<()>(&version).await
     })
     .await;

@@ -6,10 +6,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use ::clickhouse::Client;
-use ::clickhouse::error::{Error, Result};
+use ::clickhouse::error::Result;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 
+use super::retry::Trying;
 use super::{Outcome, Partition, Prepared, Worker, worker};
 use crate::clickhouse::error::{Class, classify};
 use crate::clickhouse::identifier;
@@ -59,6 +60,7 @@ impl Partition {
             }
             let bytes = self.encode(prepared, &rows, announcement.time_ms);
             let mut delays = delays();
+            let mut trying = Trying::new(self.waiter(), Service::ClickHouse, "insert");
             loop {
                 if worker::now_ms() - announcement.time_ms >= self.worker.deadline_ms() {
                     return Written::Stale { refused };
@@ -91,14 +93,16 @@ impl Partition {
                             continue 'bytes;
                         }
                         // No row by itself is refused: something behind the table is, and an operator must mend it.
-                        again(&error, &mut delays).await;
+                        metrics().insert_retries.increment(1);
+                        trying.again(&error, delays.next()).await;
                     }
                     Class::Transient if faults::without("without-acknowledgement") => {
                         return Written::Acknowledged { refused, doubtful };
                     }
                     Class::Transient => {
                         doubtful = true;
-                        again(&error, &mut delays).await;
+                        metrics().insert_retries.increment(1);
+                        trying.again(&error, delays.next()).await;
                     }
                 }
             }
@@ -155,6 +159,7 @@ impl Partition {
     async fn find_refused(&self, prepared: &Prepared, rows: Vec<usize>) -> Vec<usize> {
         let mut refused = Vec::new();
         let mut delays = delays();
+        let mut trying = Trying::new(self.waiter(), Service::ClickHouse, "look for refused rows");
         let mut suspects = vec![rows];
         let worker = &self.worker;
         tracing::warn!(
@@ -183,7 +188,8 @@ impl Partition {
                     }
                 }
                 Err(error) => {
-                    again(&error, &mut delays).await;
+                    metrics().insert_retries.increment(1);
+                    trying.again(&error, delays.next()).await;
                     suspects.push(rows);
                 }
             }
@@ -200,13 +206,6 @@ pub(super) fn delays() -> impl Iterator<Item = Duration> {
         .with_jitter()
         .without_max_times()
         .build()
-}
-
-async fn again(error: &Error, delays: &mut impl Iterator<Item = Duration>) {
-    metrics().retries.of(Service::ClickHouse).increment(1);
-    metrics().insert_retries.increment(1);
-    tracing::warn!(service = "clickhouse", what = "insert", error = %error, "a service failed; trying again");
-    tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(5))).await;
 }
 
 async fn insert(worker: &Worker, table: &str, token: Option<&str>, bytes: Bytes) -> Result<()> {

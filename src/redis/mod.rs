@@ -18,6 +18,7 @@ mod settings;
 mod slots;
 #[cfg(test)]
 mod tests;
+pub mod told;
 mod votes;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@
 //! Changes nothing, and a failure is counted and is nobody's reason to stop.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::{RedisError, RedisResult};
@@ -18,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::keys::Keys;
 use super::look::Look;
 use super::{Redis, Server};
+use crate::health::Health;
 use crate::telemetry::{RedisLooks, RedisServer, redis_looks, redis_series};
 
 /// How many keys a round asks `SCAN` for: of all primaries of a Cluster together, each gets its share.
@@ -37,6 +39,8 @@ pub struct Sampler {
     mark_at: Option<String>,
     mark: Mark,
     looks: RedisLooks,
+    /// Told once the state is found to have lost its memory.
+    health: Arc<Health>,
     /// One for each primary of a Cluster, by its address; else a single one, whoever is the primary.
     primaries: HashMap<String, Look>,
 }
@@ -53,7 +57,7 @@ impl std::fmt::Debug for Mark {
 
 impl Sampler {
     /// Looks through `redis` at what is `server` to us; `prefix` is that of our keys.
-    pub fn new(redis: Redis, server: RedisServer, prefix: &str) -> Self {
+    pub fn new(redis: Redis, server: RedisServer, prefix: &str, health: Arc<Health>) -> Self {
         Self {
             redis,
             server,
@@ -61,6 +65,7 @@ impl Sampler {
             mark_at: (server == RedisServer::State).then(|| Keys::new(prefix).layout()),
             mark: Mark::default(),
             looks: redis_looks(server),
+            health,
             primaries: HashMap::new(),
         }
     }
@@ -140,6 +145,10 @@ impl Sampler {
 
     fn tell_of_loss(&self, node: &str) {
         self.looks.forgotten.increment(1);
+        self.looks.forgot.set(1);
+        if self.server == RedisServer::State {
+            self.health.redis_forgot();
+        }
         tracing::error!(
             node,
             "Redis no longer holds what it held, the mark of the claims or most keys of a node: it came back empty, or was \

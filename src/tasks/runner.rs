@@ -20,6 +20,7 @@ use super::Doer;
 use super::held::{Held, TaskError, failed};
 use super::queue::{Queue, To, Whose};
 use super::task::{Parked, Status, Task, Work, is_refresh, known_kind};
+use crate::redis::told::told;
 use crate::redis::{Client, Redis};
 use crate::telemetry::{self, TaskOutcome, metrics};
 
@@ -61,6 +62,7 @@ impl Runner {
     }
 
     async fn take_and_run(&self) {
+        let mut fails = false;
         while !self.shutdown.is_cancelled() {
             let client = OnceLock::new();
             let taking = self.take(&client);
@@ -71,11 +73,19 @@ impl Runner {
                     return self.stop_taking(client.get(), taking).await;
                 }
             };
+            // The first failure of an outage is told: all others say the same.
+            let failed_before = std::mem::replace(&mut fails, taken.is_err());
             match taken {
                 Ok(Some(text)) => self.one(text).await,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(service = "redis", error = %error, "no task can be taken; trying again");
+                    if !failed_before {
+                        tracing::warn!(
+                            service = "redis",
+                            error = told(&error),
+                            "no task can be taken; trying again"
+                        );
+                    }
                     tokio::select! {
                         () = self.shutdown.cancelled() => return,
                         () = sleep(PAUSE) => {}

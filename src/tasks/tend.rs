@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::queue::{Queue, To, Whose};
 use super::runner::parked;
 use super::task::{Status, Task, is_refresh, known_kind};
+use crate::redis::told::told;
 use crate::telemetry::{self, TaskOutcome, metrics};
 
 /// At the most between two looks; a short lease is looked after more often.
@@ -20,11 +21,21 @@ const LONGEST: Duration = Duration::from_secs(2);
 pub(super) async fn tend(queue: &Queue, lease: Duration, max_attempts: u32) {
     let mut ticks = interval((lease / 4).min(LONGEST));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut fails = false;
     loop {
         ticks.tick().await;
-        if let Err(error) = once(queue, max_attempts).await {
-            tracing::warn!(service = "redis", error = %error, "tasks cannot be tended");
+        let tended = once(queue, max_attempts).await;
+        // The first failure of an outage: all others say the same.
+        if let Err(error) = &tended
+            && !fails
+        {
+            tracing::warn!(
+                service = "redis",
+                error = told(error),
+                "tasks cannot be tended; trying again"
+            );
         }
+        fails = tended.is_err();
     }
 }
 

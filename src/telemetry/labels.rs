@@ -103,6 +103,34 @@ label! {
 }
 
 label! {
+    /// What a partition, or a worker that starts, waits for.
+    WaitsFor = "why" {
+        /// Kafka, which fails at what it is asked.
+        Kafka = "kafka",
+        /// Redis, which fails at what it is asked: it is down, full, or refuses writes.
+        Redis = "redis",
+        /// `ClickHouse`, which fails at what it is asked.
+        ClickHouse = "clickhouse",
+        /// The first token on the allow-list.
+        AllowList = "allow_list",
+        /// Permits of a token that is over its limit.
+        Permits = "permits",
+        /// Redis, to reject the events of a token that is blocked.
+        BlockedToken = "blocked_token",
+    }
+}
+
+impl From<Service> for WaitsFor {
+    fn from(service: Service) -> Self {
+        match service {
+            Service::Kafka => Self::Kafka,
+            Service::Redis => Self::Redis,
+            Service::ClickHouse => Self::ClickHouse,
+        }
+    }
+}
+
+label! {
     /// Whether a cache had an answer.
     CacheLookup = "result" {
         /// It had.

@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use tracing_subscriber::util::TryInitError;
 
 pub use labels::{
-    BlockKind, CacheLookup, Outcome, Rebalance, RedisKind, RedisServer, Service, Stage, TaskOutcome,
+    BlockKind, CacheLookup, Outcome, Rebalance, RedisKind, RedisServer, Service, Stage, TaskOutcome, WaitsFor,
 };
 pub use logs::{LogFormat, init_logs, log_filter};
 pub use redis::{RedisLooks, RedisSeries, redis_looks, redis_series};
@@ -80,6 +80,7 @@ pub struct Metrics {
     pub assigned_partitions: Gauge,
     pub paused_partitions: Gauge,
     pub stopped_partitions: Gauge,
+    pub waiting_partitions: Family<WaitsFor, Gauge>,
     pub offsets_missing: Counter,
     pub consumer_restarts: Counter,
     pub decided_otherwise: Counter,
@@ -124,6 +125,7 @@ impl Metrics {
             assigned_partitions: gauge!(names::ASSIGNED_PARTITIONS),
             paused_partitions: gauge!(names::PAUSED_PARTITIONS),
             stopped_partitions: gauge!(names::STOPPED_PARTITIONS),
+            waiting_partitions: Family::new(labelled_gauge, names::WAITING_PARTITIONS),
             offsets_missing: counter!(names::OFFSETS_MISSING),
             consumer_restarts: counter!(names::CONSUMER_RESTARTS),
             decided_otherwise: counter!(names::DECIDED_OTHERWISE),

@@ -25,6 +25,7 @@ pub(super) const IN_FLIGHT_BYTES: &str = "sluice_in_flight_bytes";
 pub(super) const ASSIGNED_PARTITIONS: &str = "sluice_assigned_partitions";
 pub(super) const PAUSED_PARTITIONS: &str = "sluice_paused_partitions";
 pub(super) const STOPPED_PARTITIONS: &str = "sluice_stopped_partitions";
+pub(super) const WAITING_PARTITIONS: &str = "sluice_waiting_partitions";
 pub(super) const CONSUMER_LAG: &str = "sluice_consumer_lag_records";
 pub(super) const OFFSETS_MISSING: &str = "sluice_offsets_missing_total";
 pub(super) const CLOCK_DIFFERENCE: &str = "sluice_clock_difference_seconds";
@@ -199,7 +200,7 @@ pub(super) const COUNTERS: [Description; 32] = [
 ];
 
 /// Name, unit and help of every gauge.
-pub(super) const GAUGES: [Description; 11] = [
+pub(super) const GAUGES: [Description; 12] = [
     (
         SERVICE_UP,
         Unit::Count,
@@ -220,6 +221,11 @@ pub(super) const GAUGES: [Description; 11] = [
         STOPPED_PARTITIONS,
         Unit::Count,
         "Partitions stopped until an operator decides.",
+    ),
+    (
+        WAITING_PARTITIONS,
+        Unit::Count,
+        "Partitions (a worker that starts counts as one) that have waited for more than half a minute, by what for.",
     ),
     (
         CONSUMER_LAG,

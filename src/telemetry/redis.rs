@@ -30,9 +30,10 @@ const EXPIRED: &str = "sluice_redis_expired_keys_total";
 const HITS: &str = "sluice_redis_keyspace_hits_total";
 const MISSES: &str = "sluice_redis_keyspace_misses_total";
 const FORGOTTEN: &str = "sluice_redis_forgotten_total";
+const FORGOT: &str = "sluice_redis_forgot";
 const SAMPLE_FAILURES: &str = "sluice_redis_sample_failures_total";
 
-pub(super) const GAUGES: [(&str, Unit, &str); 13] = [
+pub(super) const GAUGES: [(&str, Unit, &str); 14] = [
     (KEYS, Unit::Count, "Keys by kind; an estimate from a sample."),
     (
         KEY_BYTES,
@@ -73,6 +74,11 @@ pub(super) const GAUGES: [(&str, Unit, &str); 13] = [
         RDB_AGE,
         Unit::Seconds,
         "Age of the last snapshot, or of the server if it took none yet.",
+    ),
+    (
+        FORGOT,
+        Unit::Count,
+        "1 once Redis was found without what it had held, until this process is started again.",
     ),
 ];
 
@@ -125,6 +131,8 @@ pub struct RedisSeries {
 pub struct RedisLooks {
     /// Times that it was found without what it had held.
     pub forgotten: Counter,
+    /// Whether that was so since this process started.
+    pub forgot: Gauge,
     /// Looks that failed.
     pub failures: Counter,
 }
@@ -206,6 +214,7 @@ pub fn redis_looks(server: RedisServer) -> RedisLooks {
     let counted = |name| counter!(name, "server" => server.name());
     RedisLooks {
         forgotten: counted(FORGOTTEN),
+        forgot: gauge!(FORGOT, "server" => server.name()),
         failures: counted(SAMPLE_FAILURES),
     }
 }

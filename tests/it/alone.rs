@@ -53,6 +53,13 @@ fn without_redis_events_flow_on_and_duplicates_are_told_by_the_table() {
     });
     assert_eq!(worker.metric("sluice_events_without_redis_total"), Some(101.0));
     assert!(worker.metric("sluice_blocks_unremembered_total") > Some(0.0));
+    worker.waits(1, "blocked_token", "token \"blocked\" is blocked");
+    let waiting = r#"sluice_waiting_partitions{why="blocked_token"}"#;
+    eventually("a long wait is told", PATIENCE, || {
+        let partitions = worker.metric(waiting);
+        seen(partitions == Some(1.0), format_args!("{partitions:?}"))
+    });
+    assert!(scene.logged("waiting for more than half a minute") > 0);
     assert_eq!(worker.ended(), None);
 
     stack.start(Service::Redis);

@@ -230,6 +230,7 @@ fn a_token_that_is_not_on_the_allow_list_goes_to_overflow() {
         let told = scene.logged("config:tokens is empty");
         seen(told > 0, told)
     });
+    worker.waits(0, "allow_list", "config:tokens is empty");
     let check = scene.sluice(&["check"]);
     assert_eq!(check.status.code(), Some(1));
     let told = String::from_utf8_lossy(&check.stdout);
@@ -446,6 +447,8 @@ fn a_partition_that_waits_hears_of_a_new_limit() {
         seen(over == 5, over)
     });
     assert!(!rows_by_token(&scene).contains_key("t"), "its block waits");
+    let status = worker.waits(0, "permits", "token \"t\" is over its limit of 1 in 2592000 s");
+    assert_eq!(status, 200, "as it is meant to do");
     scene.redis().set::<_, _, ()>(&limit, "unlimited").unwrap();
     scene.settled_within(Duration::from_secs(30));
     assert_eq!(

@@ -108,6 +108,55 @@ fn with_a_frozen_clickhouse_nothing_is_lost_and_nothing_is_there_twice() {
 }
 
 #[test]
+fn a_worker_says_that_it_stands_still_for_redis_is_full() {
+    let scene = Scene::private("fullredis", 1);
+    let event = |id: usize| {
+        let now = jiff::Timestamp::now();
+        Record::of(
+            0,
+            format!(r#"{{"token":"t","event":"e","distinct_id":"d","uuid":"id {id}","timestamp":"{now}"}}"#),
+        )
+    };
+    scene.produce(vec![event(0)]);
+    let worker = scene.start().ready();
+    scene.settled();
+    let max_memory = |bytes: &str| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg(&["SET", "maxmemory", bytes]);
+        set.exec(&mut scene.redis()).unwrap();
+    };
+    max_memory("1mb");
+    scene.produce((1..100).map(event).collect());
+    // It answers, so it is not down.
+    let status = worker.waits(0, "redis", "its memory is full (maxmemory)");
+    assert_eq!(status, 200, "not for long");
+    let waiting = r#"sluice_waiting_partitions{why="redis"}"#;
+    eventually("a long wait is told", READY_WITHIN, || {
+        let (status, body) = worker.readiness()?;
+        let reasons = body["reasons"].to_string();
+        let partitions = worker.metric(waiting);
+        seen(
+            status == 503 && reasons.contains("nothing was settled") && partitions == Some(1.0),
+            format_args!("{partitions:?} {body}"),
+        )
+    });
+    let told = scene.logged("a service failed; trying again");
+    assert!((1..=6).contains(&told), "{told} lines in half a minute");
+    max_memory("0");
+    eventually("it goes on", READY_WITHIN, || {
+        let (status, body) = worker.readiness()?;
+        let partitions = worker.metric(waiting);
+        seen(
+            status == 200 && body["waiting"].is_null() && partitions == Some(0.0),
+            format_args!("{partitions:?} {body}"),
+        )
+    });
+    scene.settled();
+    assert_eq!(scene.clickhouse.count(&scene.database), 100);
+    assert_eq!(worker.terminate().code(), Some(0));
+}
+
+#[test]
 fn a_worker_whose_clock_is_off_says_so_and_does_not_hammer() {
     let scene = Scene::new("clock", 1);
     let worker = scene.start().ready();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use redis::Commands as _;
+use sluice::health::Health;
 use sluice::redis::keys::Keys;
 use sluice::redis::sample::Sampler;
 use sluice::redis::{Redis, Settings};
@@ -86,7 +87,7 @@ async fn kinds_are_estimated(
     };
     let (session, user) = (exact(&keys.session("12345")), exact(&keys.user("t", "12345")));
 
-    let mut sampler = Sampler::new(Redis::open(settings, 1).unwrap(), role, "p:");
+    let mut sampler = Sampler::new(Redis::open(settings, 1).unwrap(), role, "p:", Health::new(&[]));
     let cpu = || info(urls, "used_cpu_user:") + info(urls, "used_cpu_sys:");
     sampler.round().await.unwrap();
     let begin = cpu();
@@ -194,13 +195,21 @@ fn a_worker_tells_of_its_redis_unless_it_shall_not() {
     });
     // As after a restart without persistence.
     let forgotten = r#"sluice_redis_forgotten_total{server="state"}"#;
+    let forgot = r#"sluice_redis_forgot{server="state"}"#;
     assert_eq!(worker.metric(forgotten), Some(0.0));
+    assert_eq!(worker.metric(forgot), Some(0.0));
     let _: () = scene.redis().del(scene.key("config:dedup_layout")).unwrap();
     eventually("the loss is told", Duration::from_mins(1), || {
         let told = worker.metric(forgotten);
         seen(told == Some(1.0), format_args!("{told:?}"))
     });
     assert_eq!(scene.logged("came back empty"), 1);
+    assert_eq!(worker.metric(forgot), Some(1.0));
+    let (status, body) = worker.readiness().unwrap();
+    assert!(
+        status == 200 && body["restart"].to_string().contains("start them again"),
+        "{body}"
+    );
     let used = worker.metric(r#"sluice_redis_used_memory_bytes{server="state"}"#);
     assert!(used.is_some_and(|used| used > 100_000.0), "{used:?}");
     let cache = r#"sluice_redis_used_memory_bytes{server="cache"}"#;

@@ -66,7 +66,10 @@ impl Partition {
     ) {
         let by = self.worker.config.dedup.by;
         let sql = self.rows_like(by, decoded, events);
-        let rows: Vec<Row> = self.worker.ask("look for the rows of events", &sql).await;
+        let rows: Vec<Row> = self
+            .worker
+            .ask(self.waiter(), "look for the rows of events", &sql)
+            .await;
         let by_others = self.by_others(by, rows);
         for &i in events {
             let event = &decoded.events[i];

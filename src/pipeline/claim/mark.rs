@@ -5,6 +5,7 @@
 
 use super::Secret;
 use crate::config::{Dedup, Layout};
+use crate::health::Waiter;
 use crate::pipeline::retry::until_done;
 use crate::pipeline::worker::StartError;
 use crate::redis::Redis;
@@ -18,6 +19,7 @@ const PACKED: &str = "packed:1:";
 
 /// Leaves the mark, or compares with it. Answers the secret of `packed`.
 pub(in crate::pipeline) async fn mark_layout(
+    waiter: Waiter<'_>,
     redis: &Redis,
     keys: &Keys,
     dedup: &Dedup,
@@ -26,7 +28,7 @@ pub(in crate::pipeline) async fn mark_layout(
         Layout::Keys => KEYS.to_owned(),
         Layout::Packed => format!("{PACKED}{:032x}", rand::random::<u128>()),
     };
-    let mark = first_or_found(redis, &keys.layout(), ours).await;
+    let mark = first_or_found(waiter, redis, &keys.layout(), ours).await;
     let secret = mark
         .strip_prefix(PACKED)
         .and_then(|secret| u128::from_str_radix(secret, 16).ok());
@@ -35,7 +37,7 @@ pub(in crate::pipeline) async fn mark_layout(
         (Layout::Keys, _) if mark == KEYS => Ok(None),
         (Layout::Packed, Some(secret)) => {
             let window = dedup.window_seconds.to_string();
-            let found = first_or_found(redis, &keys.claims_window(), window.clone()).await;
+            let found = first_or_found(waiter, redis, &keys.claims_window(), window.clone()).await;
             if found == window {
                 Ok(Some(secret.to_be_bytes()))
             } else {
@@ -56,12 +58,13 @@ pub(in crate::pipeline) async fn mark_layout(
 }
 
 /// Sets a key if there is none; answers what it holds.
-async fn first_or_found(redis: &Redis, key: &str, ours: String) -> String {
+async fn first_or_found(waiter: Waiter<'_>, redis: &Redis, key: &str, ours: String) -> String {
     let mut mark = ::redis::cmd("SET");
     mark.arg(key).arg(&ours).arg("NX").arg("GET");
-    let found: Option<String> = until_done(Service::Redis, "compare the mark of claims", async || {
-        redis.command(&mark).await
-    })
-    .await;
+    let found: Option<String> =
+        until_done(waiter, Service::Redis, "compare the mark of claims", async || {
+            redis.command(&mark).await
+        })
+        .await;
     found.unwrap_or(ours)
 }

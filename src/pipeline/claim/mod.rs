@@ -106,7 +106,7 @@ impl Partition {
                             .coordinate_of(&worker.redis, &worker.keys, origin)
                             .await
                     };
-                    until_done(Service::Redis, "look up a source", ask).await
+                    until_done(self.waiter(), Service::Redis, "look up a source", ask).await
                 }
             };
             wanted.push(Wanted {
@@ -118,7 +118,7 @@ impl Partition {
         }
         debug_assert!(wanted.len() <= block.len());
         let claim = async || worker.claims.claim(&worker.redis, &decoded.tokens, &wanted).await;
-        let claims = until_done(Service::Redis, "claim", claim).await;
+        let claims = until_done(self.waiter(), Service::Redis, "claim", claim).await;
         let mut outcomes: Vec<Outcome> = claims
             .into_iter()
             .map(|claim| match claim {

@@ -82,6 +82,21 @@ impl Worker {
         ))
     }
 
+    /// Waits until `/readyz` shows a wait of a partition for such a reason, with these words; answers its status.
+    pub(crate) fn waits(&self, partition: i32, why: &str, words: &str) -> u16 {
+        let mut last = 0;
+        eventually("the wait is shown", READY_WITHIN, || {
+            let (status, body) = self.readiness()?;
+            last = status;
+            let waiting = body["waiting"].as_array().into_iter().flatten();
+            let found = waiting
+                .filter(|wait| wait["partition"] == partition && wait["why"] == why)
+                .any(|wait| wait["what"].as_str().is_some_and(|what| what.contains(words)));
+            seen(found, body)
+        });
+        last
+    }
+
     /// The value of a series in `/metrics`, by its full name with labels.
     pub(crate) fn metric(&self, series: &str) -> Option<f64> {
         let (_, text) = self.admin("/metrics").ok()?;
