@@ -164,6 +164,28 @@ fn ten_thousand_users_are_rebuilt_as_the_stream_had_built_them() {
     assert_eq!(tasks.terminate().code(), Some(0));
 }
 
+#[test]
+fn users_whose_changes_do_not_fit_the_servers_memory_are_sorted_on_disk() {
+    let mut scene = Scene::new("rebuilt_on_disk", PARTITIONS);
+    scene.set("dedup.beyond_window", "false");
+    let worker = scene.start().ready();
+    scene.produce(
+        (0..20)
+            .flat_map(|n| (0..200).map(move |user| event(user, n)))
+            .collect(),
+    );
+    scene.settled();
+    let streamed = remembered(&scene);
+    assert_eq!(worker.terminate().code(), Some(0));
+    forget(&scene);
+    let tasks = scene.start_failing_tasks("memory-is-short=return").ready();
+    let said = done(&scene, &["add", "rebuild-users", "--all", "--wait"]);
+    assert!(said.contains("done: 200 users"), "{said}");
+    assert!(scene.logged("users with very many changes") > 0);
+    assert_same(&remembered(&scene), &streamed);
+    assert_eq!(tasks.terminate().code(), Some(0));
+}
+
 /// What the rows say of each user: a fold of the test's own, by offset.
 fn folded(rows: &[Row]) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut users = BTreeMap::<String, BTreeMap<String, String>>::new();

@@ -53,6 +53,7 @@ use uuid::Uuid;
 use super::held::{Held, TaskError, failed};
 use super::task::Users;
 use crate::config::{self, Config};
+use crate::faults;
 use crate::kafka::settled::Settled;
 use crate::person::{Properties, Sort, apply, timeline_member};
 use crate::redis::Redis;
@@ -236,7 +237,12 @@ impl Run<'_> {
     /// Some of a token's users, each as often as it takes.
     async fn part(&self, token: &str, which: &Which) -> Result<Part, TaskError> {
         let mut again = Again::new();
-        let mut part = match self.reading(token, which, None, Sort::InMemory, &mut again).await {
+        let read = if faults::happens("memory-is-short") {
+            Err(failed("MEMORY_LIMIT_EXCEEDED"))
+        } else {
+            self.reading(token, which, None, Sort::InMemory, &mut again).await
+        };
+        let mut part = match read {
             Err(error) if is_out_of_memory(&error) => {
                 tracing::warn!(
                     token,

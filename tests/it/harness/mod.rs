@@ -213,6 +213,11 @@ impl Scene {
         self.start_as("tasks", "", settings)
     }
 
+    /// The same with faults in it.
+    pub(crate) fn start_failing_tasks(&self, faults: &str) -> Worker {
+        self.start_as("tasks", faults, &[])
+    }
+
     fn start_as(&self, role: &str, faults: &str, settings: &[(&str, &str)]) -> Worker {
         let number = self.workers.fetch_add(1, Ordering::Relaxed);
         let (http, admin) = (free_port(), free_port());
