@@ -158,12 +158,14 @@ async fn work(
     rejects: Rejects,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
+    health.starting(true);
     let starting = Worker::start(config, Arc::clone(health), rejects);
     let worker = tokio::select! {
         // Waiting for a service that is down ends with the process.
         () = shutdown.cancelled() => return Ok(()),
         worker = starting => Arc::new(worker.context("the worker does not start")?),
     };
+    health.starting(false);
     let kafka = &worker.config.kafka;
     tracing::info!(
         topic = kafka.topic,

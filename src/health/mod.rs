@@ -46,6 +46,8 @@ pub struct Health {
     /// Partitions that wait for an operator, each with its reason.
     stopped: Mutex<BTreeMap<i32, String>>,
     waits: Waits,
+    /// Whether a worker has begun to start, and is not ready to poll.
+    starting: AtomicBool,
     /// Milliseconds after `started` of the last block that was settled.
     settled_at: AtomicU64,
     /// Whether Redis was found without what it had held.
@@ -121,9 +123,15 @@ impl Health {
             changes: watch::Sender::new(()),
             stopped: Mutex::default(),
             waits: Waits::default(),
+            starting: AtomicBool::new(false),
             settled_at: AtomicU64::new(0),
             redis_forgot: AtomicBool::new(false),
         })
+    }
+
+    /// Whether a worker is starting: until it has, the process does not do what it was asked to.
+    pub fn starting(&self, starting: bool) {
+        self.starting.store(starting, Ordering::Relaxed);
     }
 
     /// The worker's poll loop went round. The first call is the promise that it will go on doing so: make it
@@ -256,6 +264,9 @@ impl Health {
         let waiting = self.waits.shown(Instant::now());
         if reasons.is_empty() {
             reasons.extend(self.stands_still(&waiting));
+        }
+        if reasons.is_empty() && self.starting.load(Ordering::Relaxed) {
+            reasons.push("the worker is starting".to_owned());
         }
         let stopped = self
             .stopped
@@ -451,6 +462,15 @@ mod tests {
         );
         health.settled();
         assert!(health.readiness().ready, "others go on");
+    }
+
+    #[test]
+    fn a_worker_that_starts_is_not_ready() {
+        let health = Health::new(&[]);
+        health.starting(true);
+        assert_eq!(health.readiness().reasons, ["the worker is starting"]);
+        health.starting(false);
+        assert!(health.readiness().ready);
     }
 
     #[test]
