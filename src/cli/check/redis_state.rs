@@ -87,6 +87,19 @@ fn memory(info: &str, shared: bool) -> Finding {
             Finding::warning("memory", format!("{detail}{whose}"), remedy)
         };
     }
+    if number(info, "maxmemory") == Some(0.0) {
+        let detail = format!(
+            "no maxmemory, {} used: it grows until the machine has no more and the system ends it, and nothing tells before \
+             that it is nearly full (the alert SluiceRedisNearlyFull goes by maxmemory)",
+            text(info, "used_memory_human")
+        );
+        return Finding::warning(
+            "memory",
+            detail,
+            "set maxmemory (`sluice plan` says how much it takes; the machine needs twice that) with maxmemory-policy \
+             noeviction",
+        );
+    }
     let share = share(info);
     let remedy = "raise maxmemory (`sluice plan` says how much it takes), or shorten dedup.window_seconds";
     if share >= 1.0 {
@@ -239,10 +252,6 @@ mod tests {
             of(&evicting.replace("evicted_keys:0", "evicted_keys:7")),
             Verdict::Problem
         );
-        assert_eq!(
-            of(&evicting.replace("maxmemory:10000", "maxmemory:0")),
-            Verdict::Good
-        );
         let shared = judge(&evicting, &Settings::new(), RedisMode::Standalone, true);
         assert!(shared[0].detail.contains("caches"), "{}", shared[0].detail);
     }
@@ -259,6 +268,18 @@ mod tests {
         assert_eq!(of(8_000), Verdict::Good);
         assert_eq!(of(8_001), Verdict::Warning);
         assert_eq!(of(10_000), Verdict::Problem);
+    }
+
+    #[test]
+    fn memory_without_a_bound_is_warned_of_whatever_the_policy() {
+        for policy in ["noeviction", "allkeys-lru"] {
+            let unbounded = INFO
+                .replace("maxmemory:10000", "maxmemory:0")
+                .replace("noeviction", policy);
+            let finding = memory(&unbounded, false);
+            assert_eq!(finding.verdict, Verdict::Warning, "{policy}");
+            assert!(finding.remedy.contains("noeviction"), "{}", finding.remedy);
+        }
     }
 
     #[test]
