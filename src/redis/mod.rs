@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 use self::cluster::Cluster;
 use self::node::{Limits, Node};
 use self::sentinel::Sentinel;
+pub use self::sentinel::is_no_sentinel;
 pub use self::settings::Settings;
 use crate::config::RedisMode;
 
@@ -260,15 +261,6 @@ impl Redis {
                 slots: Some(cluster.primaries().await?.1),
             },
         })
-    }
-
-    /// Sends the same commands to every primary: its address, and one answer each, of which some may be errors.
-    pub async fn each(&self, pipe: &Pipeline) -> RedisResult<Vec<(String, Vec<Value>)>> {
-        let servers = self.servers().await?;
-        let asked = servers
-            .iter()
-            .map(async |server| Ok((server.address(), server.send(pipe).await?)));
-        try_join_all(asked).await
     }
 
     /// Every primary, asked for now.

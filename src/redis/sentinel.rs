@@ -19,6 +19,13 @@ use crate::telemetry::metrics;
 /// For a question to a sentinel, or to a server whether it is a primary; the sentinels are asked at the same time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+const NO_SENTINEL: &str = "a server that was asked as a sentinel is none";
+
+/// Whether servers were asked as sentinels, and one of them is none. (Its detail is the address.)
+pub fn is_no_sentinel(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::InvalidClientConfig && error.to_string().starts_with(NO_SENTINEL)
+}
+
 /// A primary, and how it is found.
 #[derive(Debug)]
 pub(super) struct Sentinel {
@@ -170,7 +177,8 @@ impl Sentinel {
         question
             .arg("GET-MASTER-ADDR-BY-NAME")
             .arg(&self.settings.service);
-        let (voter, named) = told_by(&node, &question, "SENTINEL").await?;
+        let told = told_by(&node, &question, "SENTINEL").await;
+        let (voter, named) = told.map_err(|error| no_sentinel(error, &node))?;
         let named: Option<Address> = Option::from_redis_value(named)?;
         let named = named.ok_or_else(|| {
             RedisError::from((
@@ -180,6 +188,16 @@ impl Sentinel {
             ))
         })?;
         Ok((voter, named))
+    }
+}
+
+/// A data server does not know what sentinels are asked. An error that says who it is, in place of the server's own.
+fn no_sentinel(error: RedisError, node: &Node) -> RedisError {
+    let detail = error.detail().unwrap_or_default();
+    if detail.to_ascii_lowercase().contains("unknown command") {
+        RedisError::from((ErrorKind::InvalidClientConfig, NO_SENTINEL, node.address()))
+    } else {
+        error
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::harness::redis_by_file::RedisByFile;
-use crate::harness::{Scene, bare_command, free_port};
+use crate::harness::{Scene, bare_command, free_port, variable};
 
 const SECRETS: [&str; 4] = ["redis-s3cret", "clickhouse-s3cret", "sasl-s3cret", "cache-s3cret"];
 
@@ -203,4 +203,53 @@ fn check_warns_of_a_redis_that_may_forget_and_fails_where_it_refuses_or_has_forg
     let (code, text) = check(&cache);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("keys were evicted"), "{text}");
+}
+
+/// `check` with settings in place of the scene's: how it ended, and its words.
+fn checked(scene: &Scene, settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = scene.command();
+    for (key, value) in settings {
+        command.env(variable(key), value);
+    }
+    let output = command.arg("check").output().unwrap();
+    let text = told(&output);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    (output.status.code(), words)
+}
+
+#[test]
+fn check_tells_a_wrong_mode_from_a_server_that_is_not_there() {
+    let scene = Scene::new("check_mode", 1);
+    let folder = tempfile::tempdir().unwrap();
+    let alone = RedisByFile::with_file("state.conf", folder.path(), &["--min-replicas-to-write", "0"]);
+    let sentinel = RedisByFile::sentinel(folder.path(), alone.port);
+    let node = RedisByFile::with_file(
+        "state.conf",
+        folder.path(),
+        &[
+            "--cluster-enabled",
+            "yes",
+            "--cluster-port",
+            &free_port().to_string(),
+        ],
+    );
+    for (mode, server, advice) in [
+        (
+            "sentinel",
+            &alone,
+            "for this one server set redis.mode = \"standalone\"",
+        ),
+        (
+            "cluster",
+            &alone,
+            "set redis.mode = \"standalone\", or name nodes of the Cluster",
+        ),
+        ("standalone", &sentinel, "set redis.mode = \"sentinel\""),
+        ("sentinel", &sentinel, "set redis.sentinel_service"),
+        ("standalone", &node, "set redis.mode = \"cluster\""),
+    ] {
+        let (code, words) = checked(&scene, &[("redis.mode", mode), ("redis.url", &server.url())]);
+        assert_eq!(code, Some(1), "{mode}: {words}");
+        assert!(words.contains(advice), "{mode}: {words}");
+    }
 }

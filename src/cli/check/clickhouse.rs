@@ -6,7 +6,7 @@ use std::future::Future;
 use clickhouse::{Client, Row};
 use serde::Deserialize;
 
-use super::{CALL_TIMEOUT, Finding, clock_difference, clock_finding, now_micros};
+use super::{CALL_TIMEOUT, Finding, clock_difference, clock_finding};
 use crate::cli::with_causes;
 use crate::clickhouse::{client, schema, settings};
 use crate::config::ClickHouse;
@@ -47,11 +47,9 @@ pub(super) async fn check(config: &ClickHouse) -> Vec<Finding> {
 
 async fn ask(client: &Client, config: &ClickHouse, findings: &mut Vec<Finding>) -> Result<(), String> {
     let question = "SELECT version() AS version, toUnixTimestamp64Micro(now64(6)) AS now_micros";
-    // The first question also opens the connection, which would count as a difference of clocks.
-    answer(client.query(question).fetch_one::<Server>()).await?;
-    let before = now_micros();
-    let server = answer(client.query(question).fetch_one::<Server>()).await?;
-    let difference = clock_difference(before, server.now_micros, now_micros());
+    let ask = async || answer(client.query(question).fetch_one::<Server>()).await;
+    let server = ask().await?;
+    let difference = clock_difference(async || Ok::<_, String>(ask().await?.now_micros)).await?;
     findings.push(Finding::good(
         "connection",
         format!("ClickHouse {}", server.version),

@@ -1,29 +1,28 @@
 //! Redis: is it found, does it answer, may we do what a worker does, is it new enough, and does it keep what it is given?
 
+use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
-use super::{Finding, clock_difference, clock_finding, now_micros, redis_state};
+use super::redis_mode::{CACHE, Named, STATE, is_sentinel};
+use super::{Finding, clock_difference, clock_finding, redis_state};
 use crate::config::{Config, RedisMode};
 use crate::redis::info::text as field;
-use crate::redis::{Redis, Settings, Topology, keys::Keys, needs};
+use crate::redis::{self as transport, Redis, Settings, Topology, keys::Keys, needs};
 
 /// Oldest major version whose scripts and commands are the ones in use.
 const OLDEST: u32 = 7;
 
 /// The server of claims, limits and timelines.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
-    let found = find(Settings::state(&config.redis), config).await;
+    let found = find(Settings::state(&config.redis), config, &STATE).await;
     let is_found = found.is_ok();
     let mut findings = findings(found, |server| {
+        let mode = config.redis.mode;
         let shared = config.redis.cache_url.is_none();
         let mut findings = about(server.info.as_deref(), |info| {
             let mut findings = vec![version(info)];
-            findings.extend(redis_state::judge(
-                info,
-                &server.settings,
-                config.redis.mode,
-                shared,
-            ));
+            findings.extend(STATE.misfit(info, mode));
+            findings.extend(redis_state::judge(info, &server.settings, mode, shared));
             findings
         });
         findings.push(clock_finding(
@@ -70,10 +69,11 @@ async fn allow_list(config: &Config) -> Finding {
 
 /// The server of what can be computed again: it may forget.
 pub(super) async fn check_cache(config: &Config) -> Vec<Finding> {
-    let found = find(Settings::cache(&config.redis), config).await;
+    let found = find(Settings::cache(&config.redis), config, &CACHE).await;
     findings(found, |server| {
         about(server.info.as_deref(), |info| {
             let mut findings = vec![version(info)];
+            findings.extend(CACHE.misfit(info, config.redis.cache_mode.unwrap_or(RedisMode::Standalone)));
             findings.extend(redis_state::judge_cache(info));
             findings
         })
@@ -99,50 +99,58 @@ struct Server {
     clock_difference: f64,
 }
 
-async fn find(settings: RedisResult<Settings>, config: &Config) -> RedisResult<Found> {
-    let settings = settings?;
-    let redis = Redis::open(&settings, 1)?;
-    let topology = redis.topology().await?;
-    let mut pipe = Pipeline::new();
-    pipe.cmd("TIME").cmd("INFO");
-    pipe.cmd("CONFIG").arg("GET").arg(&redis_state::ASKED);
-    let before = now_micros();
-    let answers = redis.each(&pipe).await?;
-    let after = now_micros();
-    let servers = answers
-        .into_iter()
-        .map(|(address, answers)| server(address, answers, (before, after)))
-        .collect::<RedisResult<_>>()?;
-    let key = Keys::new(&config.redis.key_prefix).session("check");
-    Ok(Found {
-        mode: settings.mode(),
-        topology,
-        refused: needs::refused(&redis, &key).await,
-        servers,
-    })
+async fn find(settings: RedisResult<Settings>, config: &Config, named: &Named) -> Result<Found, Finding> {
+    let found = async {
+        let settings = settings?;
+        let redis = Redis::open(&settings, 1)?;
+        let topology = redis.topology().await?;
+        let servers = redis.servers().await?;
+        let key = Keys::new(&config.redis.key_prefix).session("check");
+        Ok(Found {
+            mode: settings.mode(),
+            topology,
+            servers: try_join_all(servers.iter().map(look_at)).await?,
+            refused: needs::refused(&redis, &key).await,
+        })
+    };
+    found.await.map_err(|error| named.not_found(&error))
 }
 
-fn server(address: String, answers: Vec<Value>, (before, after): (i64, i64)) -> RedisResult<Server> {
-    let mut answers = answers.into_iter().map(Value::extract_error);
+async fn look_at(server: &transport::Server) -> RedisResult<Server> {
+    let mut ask = Pipeline::new();
+    ask.cmd("INFO");
+    ask.cmd("CONFIG").arg("GET").arg(&redis_state::ASKED);
+    let mut answers = server.send(&ask).await?.into_iter().map(Value::extract_error);
     let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
-    let (seconds, micros): (i64, i64) = FromRedisValue::from_redis_value(next()?)?;
     let info = next().ok().and_then(|info| String::from_redis_value(info).ok());
     let settings = next()
         .ok()
         .and_then(|settings| FromRedisValue::from_redis_value(settings).ok());
+    if let Some(error) = info.as_deref().and_then(|info| is_sentinel(info, server)) {
+        return Err(error);
+    }
     Ok(Server {
-        address,
+        address: server.address(),
         info,
         settings: settings.unwrap_or_default(),
-        clock_difference: clock_difference(before, seconds * 1_000_000 + micros, after),
+        clock_difference: clock_difference(async || time_of(server).await).await?,
     })
 }
 
+/// A server's time in microseconds.
+async fn time_of(server: &transport::Server) -> RedisResult<i64> {
+    let mut ask = Pipeline::new();
+    ask.cmd("TIME");
+    let answers = server.pipeline(&ask).await?;
+    let ((seconds, micros),): ((i64, i64),) = FromRedisValue::from_redis_value(Value::Array(answers))?;
+    Ok(seconds * 1_000_000 + micros)
+}
+
 /// All findings: the first server's, and of the others what is amiss.
-fn findings(found: RedisResult<Found>, of: impl Fn(&Server) -> Vec<Finding>) -> Vec<Finding> {
+fn findings(found: Result<Found, Finding>, of: impl Fn(&Server) -> Vec<Finding>) -> Vec<Finding> {
     let found = match found {
         Ok(found) => found,
-        Err(error) => return vec![Finding::unreachable(error.to_string())],
+        Err(finding) => return vec![finding],
     };
     let mut findings = vec![whereabouts(&found), permissions(found.refused)];
     for (n, server) in found.servers.iter().enumerate() {
