@@ -11,6 +11,7 @@ mod reach;
 mod rebalance;
 pub(crate) mod settled;
 mod start;
+pub(crate) mod topics;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;

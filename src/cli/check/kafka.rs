@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
@@ -13,6 +13,7 @@ use rdkafka::metadata::Metadata;
 
 use super::{CALL_TIMEOUT, Finding};
 use crate::config::Kafka;
+use crate::kafka::topics::{self, TopicSettings};
 
 /// All findings; without an answer there is only one.
 pub(super) async fn check(config: &Kafka) -> Vec<Finding> {
@@ -30,7 +31,11 @@ pub(super) async fn check(config: &Kafka) -> Vec<Finding> {
         Ok(Err(finding)) => return vec![finding],
         Err(error) => return vec![Finding::unreachable(error.to_string())],
     };
-    let creates_topics = creates_topics(&client, &metadata).await;
+    let (creates_topics, settings) = match client.create_with_context(Listener::default()) {
+        Ok(admin) => tokio::join!(creates_topics(&admin, &metadata), settings(&admin, config)),
+        Err(_) => (None, HashMap::new()),
+    };
+    let of_rejects = settings.get(&config.topic).map(TopicSettings::of_rejects);
     let brokers: Vec<String> = metadata
         .brokers()
         .iter()
@@ -56,16 +61,31 @@ pub(super) async fn check(config: &Kafka) -> Vec<Finding> {
                 format!("{key} = {name:?}: {reason}"),
                 "let this user describe the topic",
             ),
-            Err(Absent::Missing) => missing(config, key, subject, name, creates_topics),
+            Err(Absent::Missing) => {
+                let settings = match of_rejects {
+                    Some(bytes) if *name != config.topic => format!(" --config max.message.bytes={bytes}"),
+                    _ => String::new(),
+                };
+                let command = format!(
+                    "kafka-topics.sh --bootstrap-server {} --create --topic {name} --partitions 6{settings}",
+                    config.brokers
+                );
+                missing((key, subject, name), command, creates_topics)
+            }
         });
     }
-    findings.extend(misfits(&client, config).await);
+    findings.extend(misfits(config, &settings));
     findings
+}
+
+async fn settings(admin: &AdminClient<Listener>, config: &Kafka) -> HashMap<String, TopicSettings> {
+    let names = [&config.topic, &config.overflow_topic, &config.dead_letter_topic].map(String::as_str);
+    topics::settings(admin, &names, CALL_TIMEOUT).await
 }
 
 /// What keeps a topic of rejects from taking, and keeping, every record of the topic of events; as far as this user may
 /// ask.
-async fn misfits(client: &ClientConfig, config: &Kafka) -> Vec<Finding> {
+fn misfits(config: &Kafka, settings: &HashMap<String, TopicSettings>) -> Vec<Finding> {
     let rejects = [
         ("kafka.overflow_topic", "overflow topic", &config.overflow_topic),
         (
@@ -74,8 +94,6 @@ async fn misfits(client: &ClientConfig, config: &Kafka) -> Vec<Finding> {
             &config.dead_letter_topic,
         ),
     ];
-    let names = [&config.topic, &config.overflow_topic, &config.dead_letter_topic];
-    let settings = settings(client, &names).await;
     let Some(events) = settings.get(&config.topic) else {
         return Vec::new();
     };
@@ -86,21 +104,11 @@ async fn misfits(client: &ClientConfig, config: &Kafka) -> Vec<Finding> {
         .collect()
 }
 
-/// What a topic's own settings say of the records that it takes and keeps.
-#[derive(Debug)]
-struct Settings {
-    max_message_bytes: u64,
-    cleanup_policy: String,
-}
-
-/// The headers of a reject, its names and a uuid among them, in bytes.
-const HEADERS_OF_A_REJECT: u64 = 512;
-
-impl Settings {
+impl TopicSettings {
     /// What keeps this topic of rejects from taking, and keeping, every record of the topic of events.
     fn misfits(&self, events: &Self, key: &str, subject: &'static str, name: &str) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let wanted = events.max_message_bytes + HEADERS_OF_A_REJECT;
+        let wanted = events.of_rejects();
         if self.max_message_bytes < wanted {
             findings.push(Finding::warning(
                 subject,
@@ -121,35 +129,6 @@ impl Settings {
         }
         findings
     }
-}
-
-/// The settings of those topics that are there and that this user may ask about.
-async fn settings(client: &ClientConfig, topics: &[&String]) -> HashMap<String, Settings> {
-    let Ok(admin) = client.create_with_context::<_, AdminClient<Listener>>(Listener::default()) else {
-        return HashMap::new();
-    };
-    let topics: Vec<_> = topics
-        .iter()
-        .map(|topic| ResourceSpecifier::Topic(topic.as_str()))
-        .collect();
-    let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
-    let described = admin
-        .describe_configs(&topics, &options)
-        .await
-        .unwrap_or_default();
-    let of = |resource: ConfigResource| {
-        let OwnedResourceSpecifier::Topic(topic) = &resource.specifier else {
-            return None;
-        };
-        let entries = resource.entry_map();
-        let value = |name| entries.get(name)?.value.clone();
-        let settings = Settings {
-            max_message_bytes: value("max.message.bytes")?.parse().ok()?,
-            cleanup_policy: value("cleanup.policy")?,
-        };
-        Some((topic.clone(), settings))
-    };
-    described.into_iter().flatten().filter_map(of).collect()
 }
 
 /// What the brokers know of all topics; asking for one by its name could create it.
@@ -181,32 +160,26 @@ fn partitions(metadata: &Metadata, name: &str) -> Result<usize, Absent> {
     }
 }
 
+/// `make`: the command that makes it.
 fn missing(
-    config: &Kafka,
-    key: &str,
-    subject: &'static str,
-    name: &str,
+    (key, subject, name): (&str, &'static str, &str),
+    make: String,
     creates_topics: Option<bool>,
 ) -> Finding {
     let detail = format!("{key} = {name:?} does not exist");
-    let command = format!(
-        "kafka-topics.sh --bootstrap-server {} --create --topic {name} --partitions 6",
-        config.brokers
-    );
     match creates_topics {
         Some(true) => Finding::warning(
             subject,
             format!("{detail}; the broker makes it at its first use, with its own defaults"),
-            format!("choose its partitions, replication and retention: {command}"),
+            format!("choose its partitions, replication and retention: {make}"),
         ),
-        Some(false) => Finding::problem(subject, format!("{detail}, and the broker makes none"), command),
-        None => Finding::problem(subject, detail, command),
+        Some(false) => Finding::problem(subject, format!("{detail}, and the broker makes none"), make),
+        None => Finding::problem(subject, detail, make),
     }
 }
 
 /// Whether the brokers make a topic that is written to; nothing where this user may not ask.
-async fn creates_topics(client: &ClientConfig, metadata: &Metadata) -> Option<bool> {
-    let admin: AdminClient<Listener> = client.create_with_context(Listener::default()).ok()?;
+async fn creates_topics(admin: &AdminClient<Listener>, metadata: &Metadata) -> Option<bool> {
     let broker = ResourceSpecifier::Broker(metadata.brokers().first()?.id());
     let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
     let described = admin.describe_configs([&broker], &options).await.ok()?;
@@ -255,28 +228,23 @@ mod tests {
 
     #[test]
     fn a_missing_topic_is_a_problem_unless_the_broker_makes_it() {
-        let config = Kafka::default();
-        let verdict = |creates| missing(&config, "kafka.topic", "topic", "events", creates).verdict;
-        assert_eq!(verdict(Some(true)), Verdict::Warning);
-        assert_eq!(verdict(Some(false)), Verdict::Problem);
-        assert_eq!(verdict(None), Verdict::Problem);
-        let finding = missing(&config, "kafka.topic", "topic", "events", Some(false));
-        assert!(
-            finding.remedy.contains("--create --topic events"),
-            "{}",
-            finding.remedy
-        );
+        let missing = |creates| missing(("kafka.topic", "topic", "events"), "make it".to_owned(), creates);
+        assert_eq!(missing(Some(true)).verdict, Verdict::Warning);
+        assert_eq!(missing(Some(false)).verdict, Verdict::Problem);
+        assert_eq!(missing(None).verdict, Verdict::Problem);
+        assert_eq!(missing(None).remedy, "make it");
     }
 
     #[test]
     fn topics_of_rejects_must_take_and_keep_whatever_comes() {
-        let of = |max_message_bytes, policy: &str| Settings {
+        let of = |max_message_bytes, policy: &str| TopicSettings {
             max_message_bytes,
             cleanup_policy: policy.to_owned(),
         };
         let events = of(1_000_000, "compact");
-        let misfits =
-            |rejects: Settings| rejects.misfits(&events, "kafka.overflow_topic", "overflow topic", "over");
+        let misfits = |rejects: TopicSettings| {
+            rejects.misfits(&events, "kafka.overflow_topic", "overflow topic", "over")
+        };
         assert!(misfits(of(1_001_000, "delete")).is_empty());
         let small = misfits(of(1_000_000, "delete"));
         assert_eq!(small.len(), 1);
@@ -307,5 +275,7 @@ mod tests {
         assert_eq!(found[2], (Verdict::Good, "events_overflow, 2 partitions"));
         assert_eq!(found[3].0, Verdict::Problem);
         assert!(found[3].1.contains("events_dead_letter"), "{}", found[3].1);
+        let make = "--create --topic events_dead_letter";
+        assert!(findings[3].remedy.contains(make), "{}", findings[3].remedy);
     }
 }
