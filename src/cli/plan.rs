@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{CliError, print};
 use crate::config::{Config, LONGEST_PACKED, Layout};
-use crate::plan::{BUSY, Demand, FULL, Plan};
+use crate::plan::{BUSY, DecidedBy, Demand, FULL, Masters, Plan};
 
 /// What the numbers rest on.
 const ASSUMPTIONS: [&str; 7] = [
@@ -21,7 +21,8 @@ const ASSUMPTIONS: [&str; 7] = [
     "All users have as many events as each other: timelines are at most this, never more.",
     "A user counts for 30 days after the last event, a claim for the window (packed ones for a bit longer, which is \
      reckoned in).",
-    "Redis has one thread a master: above its share, claims and users are spread over several by a Cluster.",
+    "Redis has one thread a master, and forks to write its files: above a share of either, claims and users are spread \
+     over several masters by a Cluster. The fullest is reckoned with: packed claims are 256 shards.",
     "Replication of Kafka and ClickHouse is not reckoned in: multiply disk by the number of copies.",
 ];
 
@@ -61,6 +62,11 @@ pub struct Args {
     /// Different queries that are asked for in an hour.
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=10_000_000_000))]
     cached_queries: u64,
+    /// The largest maxmemory of one Redis master, in GiB. Its machine needs twice that: a snapshot or a rewrite of the
+    /// append-only file forks, and pages that change meanwhile are there twice. The larger a master is, the longer a fork, a
+    /// restart and the first copy to a replica take.
+    #[arg(long, value_name = "GIB", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=4_096))]
+    redis_memory_gib: u64,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -105,6 +111,7 @@ fn demand(config: &Config, args: &Args) -> Demand {
         properties: args.properties,
         cached_profiles: args.cached_profiles.unwrap_or(args.users.div_ceil(100)),
         cached_queries: args.cached_queries,
+        redis_memory_gib: args.redis_memory_gib,
         layout: config.dedup.layout,
         max_rows: u64::from(config.batch.max_rows),
         max_age_ms: config.batch.max_age_ms,
@@ -215,7 +222,11 @@ fn state_rows(demand: &Demand, plan: &Plan) -> Vec<Row> {
         ),
         row(
             "",
-            "maxmemory, at least",
+            if plan.redis_masters.needs_cluster {
+                "maxmemory of all masters, at least"
+            } else {
+                "maxmemory, at least"
+            },
             size(redis.state_maxmemory_bytes),
             format!(
                 "{} with layout {}, {:.0}% full",
@@ -230,13 +241,45 @@ fn state_rows(demand: &Demand, plan: &Plan) -> Vec<Row> {
             format!("{:.2} / {:.2}", plan.cpu.redis_packed, plan.cpu.redis_keys),
             "layouts packed / keys",
         ),
+        masters_row(&plan.redis_masters),
         row(
             "",
-            "masters",
-            plan.cpu.redis_masters.to_string(),
-            format!("one thread each, busy for {:.0}%", BUSY * 100.0),
+            "maxmemory of each master",
+            size(plan.redis_masters.maxmemory_bytes_each),
+            format!(
+                "at most {} GiB (--redis-memory-gib); its machine needs twice that, for a snapshot or rewrite forks",
+                demand.redis_memory_gib
+            ),
         ),
     ]
+}
+
+fn masters_row(masters: &Masters) -> Row {
+    let Masters {
+        by_memory, by_cpu, ..
+    } = masters;
+    let by = format!(
+        "{by_memory} by memory, {by_cpu} by CPU (one thread each, busy for {:.0}%)",
+        BUSY * 100.0
+    );
+    let decided = match masters.decided_by {
+        DecidedBy::Neither => ": one is enough",
+        DecidedBy::Memory => ": memory decides",
+        DecidedBy::Cpu => ": CPU decides",
+    };
+    let cluster = if masters.too_much {
+        "; MORE THAN A CLUSTER HOLDS: shorten the window, or give each more memory"
+    } else if masters.needs_cluster {
+        "; set redis.mode = \"cluster\""
+    } else {
+        ""
+    };
+    row(
+        "",
+        "masters",
+        masters.masters.to_string(),
+        format!("{by}{decided}{cluster}"),
+    )
 }
 
 fn other_rows(demand: &Demand, plan: &Plan) -> Vec<Row> {

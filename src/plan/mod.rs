@@ -4,14 +4,17 @@
 //! estimate, and where it can be off it is too high rather than too low.
 
 pub mod constants;
+mod masters;
 
 use serde::Serialize;
 
 use self::constants as cost;
+pub use self::masters::{DecidedBy, Masters};
 use crate::config::Layout;
 use crate::redis::keys::{TIMELINE_EVENTS, USER_TTL_SECONDS};
 
 const DAY: f64 = 86_400.0;
+const GIB: f64 = (1_u64 << 30) as f64;
 /// A Redis is planned to be busy for no more than this share of its one thread, and workers for no more of theirs.
 pub const BUSY: f64 = 0.6;
 /// Redis's memory is planned to be used up to this share of `maxmemory`: what `sluice check` warns above.
@@ -48,6 +51,8 @@ pub struct Demand {
     pub cached_profiles: u64,
     /// Different queries that are asked for in an hour.
     pub cached_queries: u64,
+    /// The largest `maxmemory` of one Redis master, in GiB.
+    pub redis_memory_gib: u64,
     /// How claims are kept.
     pub layout: Layout,
     /// Rows of a block, at most.
@@ -70,6 +75,7 @@ pub struct Plan {
     pub average_rate: f64,
     pub peak_rate: f64,
     pub redis: RedisMemory,
+    pub redis_masters: Masters,
     pub cpu: Cores,
     pub workers: u64,
     pub kafka: Kafka,
@@ -101,8 +107,6 @@ pub struct RedisMemory {
 pub struct Cores {
     pub redis_packed: f64,
     pub redis_keys: f64,
-    /// Masters over which claims and users must be spread: each has one thread.
-    pub redis_masters: u64,
     pub workers: f64,
     pub clickhouse: f64,
     pub kafka: f64,
@@ -138,11 +142,24 @@ impl Plan {
         let peak_rate = average_rate * demand.peak_factor;
         let workers = whole(peak_rate / (cost::WORKER_RATE * BUSY)).max(LEAST_WORKERS);
         let partitions = demand.partitions.unwrap_or(workers * PARTITIONS_A_WORKER);
+        let redis = RedisMemory::of(demand, peak_rate, partitions);
+        let cpu = Cores::of(peak_rate);
+        let (packed_bytes, cores) = match demand.layout {
+            Layout::Packed => (redis.claims_packed_bytes, cpu.redis_packed),
+            Layout::Keys => (0.0, cpu.redis_keys),
+        };
+        let redis_masters = Masters::of(masters::Load {
+            packed_bytes,
+            other_bytes: redis.state_bytes - packed_bytes,
+            cores,
+            most_bytes: demand.redis_memory_gib as f64 * GIB,
+        });
         Self {
             average_rate,
             peak_rate,
-            redis: RedisMemory::of(demand, peak_rate, partitions),
-            cpu: Cores::of(demand.layout, peak_rate),
+            redis,
+            redis_masters,
+            cpu,
             workers,
             kafka: Kafka {
                 partitions,
@@ -206,17 +223,12 @@ impl RedisMemory {
 }
 
 impl Cores {
-    fn of(layout: Layout, peak_rate: f64) -> Self {
+    fn of(peak_rate: f64) -> Self {
         let cores = |micros: f64| peak_rate * micros / 1e6;
         let (packed, keys) = (cores(cost::REDIS_PACKED_MICROS), cores(cost::REDIS_KEYS_MICROS));
-        let redis = match layout {
-            Layout::Packed => packed,
-            Layout::Keys => keys,
-        };
         Self {
             redis_packed: packed,
             redis_keys: keys,
-            redis_masters: whole(redis / BUSY),
             workers: cores(cost::WORKER_MICROS),
             clickhouse: cores(cost::CLICKHOUSE_MICROS),
             kafka: cores(cost::KAFKA_MICROS),
@@ -269,6 +281,7 @@ mod tests {
             properties: 10,
             cached_profiles: 0,
             cached_queries: 0,
+            redis_memory_gib: 1_000,
             layout: Layout::Packed,
             max_rows: 65_536,
             max_age_ms: 1_000,
@@ -334,14 +347,37 @@ mod tests {
                 layout,
                 ..demand()
             };
-            Plan::of(&demand).cpu
+            Plan::of(&demand)
         };
-        assert_eq!(of(Layout::Packed, 1_000).redis_masters, 1);
+        assert_eq!(of(Layout::Packed, 1_000).redis_masters.masters, 1);
         let much = 864_000_000 * 10;
         let (packed, keys) = (of(Layout::Packed, much), of(Layout::Keys, much));
-        assert!(packed.redis_packed > packed.redis_keys);
-        assert!(packed.redis_masters as f64 * BUSY >= packed.redis_packed);
-        assert!(packed.redis_masters > keys.redis_masters);
+        assert!(packed.cpu.redis_packed > packed.cpu.redis_keys);
+        let (packed_masters, keys_masters) = (&packed.redis_masters, &keys.redis_masters);
+        assert!(packed_masters.by_cpu as f64 * BUSY >= packed.cpu.redis_packed);
+        assert!(packed_masters.by_cpu > keys_masters.by_cpu);
+    }
+
+    #[test]
+    fn one_master_is_not_asked_for_more_memory_than_it_may_have() {
+        let of = |redis_memory_gib| {
+            let demand = Demand {
+                events_per_day: 864_000_000 * 10,
+                redis_memory_gib,
+                ..demand()
+            };
+            Plan::of(&demand)
+        };
+        let large = of(1_000);
+        assert_eq!(large.redis_masters.decided_by, DecidedBy::Cpu);
+        let small = of(25);
+        assert_eq!(small.redis_masters.decided_by, DecidedBy::Memory);
+        let (masters, bytes) = (
+            small.redis_masters.masters as f64,
+            small.redis.state_maxmemory_bytes,
+        );
+        assert!(masters * 25.0 * GIB >= bytes && small.redis_masters.masters > large.redis_masters.masters);
+        assert!(small.redis_masters.maxmemory_bytes_each <= 25.0 * GIB);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use self::node::{Limits, Node};
 use self::sentinel::Sentinel;
 pub use self::sentinel::is_no_sentinel;
 pub use self::settings::Settings;
+pub(crate) use self::slots::slot_of_key;
 use crate::config::RedisMode;
 
 /// How long a single call may take before it counts as failed. A block's claims are one call of

@@ -62,7 +62,7 @@ fn key_of(command: &Cmd) -> Option<Vec<u8>> {
 }
 
 /// The slot of a key.
-pub(super) fn slot_of_key(key: &[u8]) -> u16 {
+pub(crate) fn slot_of_key(key: &[u8]) -> u16 {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
         let close = rest.iter().position(|byte| *byte == b'}')?;

@@ -44,6 +44,35 @@ fn a_plan_is_told_as_a_table_and_as_json_and_says_that_it_estimates() {
 }
 
 #[test]
+fn the_masters_of_redis_are_told_by_what_decides() {
+    let masters = |arguments: &[&str]| {
+        let (code, text) = plan(arguments);
+        assert_eq!(code, Some(0), "{text}");
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.lines()
+            .map(words)
+            .find(|line| line.starts_with("masters "))
+            .unwrap()
+    };
+    let little = masters(&LOAD);
+    assert!(
+        little.starts_with("masters 1 ") && !little.contains("redis.mode"),
+        "{little}"
+    );
+    let much = ["--events-per-day", "3000000000", "--users", "60000000"];
+    let by_memory = masters(&much);
+    assert!(
+        by_memory.contains("memory decides; set redis.mode = \"cluster\""),
+        "{by_memory}"
+    );
+    let by_cpu = masters(&[&much[..], &["--redis-memory-gib", "4096"]].concat());
+    assert!(
+        by_cpu.contains("CPU decides; set redis.mode = \"cluster\""),
+        "{by_cpu}"
+    );
+}
+
+#[test]
 fn values_out_of_range_and_missing_ones_end_with_2() {
     for arguments in [
         vec!["--users", "1"],
@@ -53,6 +82,7 @@ fn values_out_of_range_and_missing_ones_end_with_2() {
         [&LOAD[..], &["--tokens", "0"]].concat(),
         [&LOAD[..], &["--retention-days", "0"]].concat(),
         [&LOAD[..], &["--properties", "501"]].concat(),
+        [&LOAD[..], &["--redis-memory-gib", "0"]].concat(),
         [&LOAD[..], &["--window-seconds", "3888001"]].concat(),
     ] {
         let (code, text) = plan(&arguments);
