@@ -150,6 +150,11 @@ fn token<'a>(bodies: &Bodies<'a>, header: Option<&'a str>) -> Result<Cow<'a, str
     checked_token(Cow::Borrowed(header.ok_or(Reason::MissingToken)?))
 }
 
+/// Whether an event can have this token.
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.trim() == text && checked_token(Cow::Borrowed(text)).is_ok()
+}
+
 fn checked_token(token: Cow<'_, str>) -> Result<Cow<'_, str>, Reason> {
     if token.len() > MAX_TOKEN_BYTES {
         Err(Reason::TokenTooLong)

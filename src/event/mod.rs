@@ -22,7 +22,7 @@ mod value;
 
 use std::collections::HashMap;
 
-pub use decode::decode;
+pub use decode::{decode, is_token};
 pub use reason::Reason;
 pub use record::{HeaderIter, Headers, Record};
 

@@ -21,7 +21,7 @@ const REFRESH: Duration = Duration::from_secs(2);
 /// What `rate_limit.window_seconds` may be at most holds for a token's own window too: Redis and the script reckon in
 /// milliseconds.
 const LONGEST_WINDOW: u64 = 2_592_000;
-/// Characters of a limit that is none in the log.
+/// Characters of a limit that is none in the log, and in what `check` tells.
 const SHOWN_CHARS: usize = 100;
 /// Said where `config:tokens` has nobody.
 const NO_LIST: &str = "config:tokens is empty, so no token at all may send events (rate_limit.allow_list)";
@@ -36,15 +36,43 @@ const MOST_KNOWN: usize = 100_000;
 
 /// How many events pass in how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Limit {
+pub struct Limit {
     /// Events a window; `None` is unlimited, 0 is blocked.
-    pub(super) events: Option<u64>,
-    pub(super) window_seconds: u64,
+    pub events: Option<u64>,
+    /// The window.
+    pub window_seconds: u64,
     /// Whether its token may send at all.
-    pub(super) listed: bool,
+    pub listed: bool,
 }
 
 impl Limit {
+    /// That of every token without one of its own.
+    pub fn configured(config: &RateLimit) -> Self {
+        Self {
+            events: Some(config.limit),
+            window_seconds: config.window_seconds,
+            listed: true,
+        }
+    }
+
+    /// What a token's own limit in Redis says; this one where there is none.
+    ///
+    /// # Errors
+    /// It says nothing that can be used: its text, or what it is instead, shortened.
+    pub fn overridden(self, value: Value) -> Result<Self, String> {
+        // What is no string, or no text, is no limit either.
+        let text = value
+            .extract_error()
+            .and_then(|value| Ok(Option::<String>::from_redis_value(value)?));
+        match text {
+            Ok(None) => Ok(self),
+            Ok(Some(text)) => {
+                parse(&text, self.window_seconds).ok_or_else(|| text.chars().take(SHOWN_CHARS).collect())
+            }
+            Err(_) => Err("no text at all".to_owned()),
+        }
+    }
+
     /// Whether a permit comes in time. For a token that is blocked or not listed it would be waited for ever, with all that
     /// stands behind it in its partition.
     pub(super) fn can_be_waited_for(self) -> bool {
@@ -67,11 +95,7 @@ impl Limits {
     /// As configured: every token has the same limit, until told otherwise.
     pub fn new(config: &RateLimit) -> Self {
         Self {
-            default: Limit {
-                events: Some(config.limit),
-                window_seconds: config.window_seconds,
-                listed: true,
-            },
+            default: Limit::configured(config),
             listed_only: config.allow_list,
             known: Mutex::default(),
             wrong: Mutex::default(),
@@ -150,24 +174,17 @@ impl Limits {
 
     /// What a token's own limit in Redis says; the one `before` where it says nothing that can be used.
     fn own(&self, token: &str, value: Value, before: Limit) -> Limit {
-        // What is no text is no limit either.
-        let text = Option::<String>::from_redis_value(value);
-        let parsed = match &text {
-            Ok(None) => Some(self.default),
-            Ok(Some(text)) => parse(text, self.default.window_seconds),
-            Err(_) => None,
-        };
-        let Some(limit) = parsed else {
-            metrics().bad_overrides.increment(1);
-            let shown = text.map_or_else(
-                |_| "no text at all".to_owned(),
-                |text| text.unwrap_or_default().chars().take(SHOWN_CHARS).collect(),
-            );
-            self.tell_wrong(token, shown);
-            return before;
-        };
-        self.wrong().remove(token);
-        limit
+        match self.default.overridden(value) {
+            Ok(limit) => {
+                self.wrong().remove(token);
+                limit
+            }
+            Err(shown) => {
+                metrics().bad_overrides.increment(1);
+                self.tell_wrong(token, shown);
+                before
+            }
+        }
     }
 
     /// Tells of a value that cannot be used, once: it is read again every few seconds.

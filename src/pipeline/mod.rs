@@ -41,7 +41,7 @@ use crate::kafka::committer::Committer;
 use crate::kafka::metadata::Announcement;
 use crate::telemetry::{self, BlockKind, Stage, metrics};
 
-pub use self::limits::Limits;
+pub use self::limits::{Limit, Limits};
 pub use self::source::Source;
 pub use self::worker::{StartError, Worker};
 

@@ -45,7 +45,9 @@ pub enum StartError {
     Table(#[from] Mismatch),
     /// The claims in Redis are kept otherwise.
     #[error(
-        "dedup.layout = \"{configured}\", but the claims in Redis are kept in the layout {found:?}, says {key}"
+        "dedup.layout = \"{configured}\", but the claims in Redis are kept in the layout {found:?}, says {key}. Set \
+         dedup.layout = {found:?} to go on with them; giving them up takes a stop of all workers: see docs/redis.md, \"Another \
+         layout, another window\""
     )]
     Layout {
         /// The configured layout.
@@ -57,8 +59,9 @@ pub enum StartError {
     },
     /// The claims in Redis are kept for another time, and workers that disagree would end each other's early.
     #[error(
-        "dedup.window_seconds = {configured}, but the claims in Redis are kept for {found} s, says {key}. To change it, set \
-         that key to {configured}, and start all workers with it"
+        "dedup.window_seconds = {configured}, but the claims in Redis are kept for {found} s, says {key}. Set \
+         dedup.window_seconds = {found} to go on with it; to change it, stop all workers, set that key to {configured}, and \
+         start all with it: see docs/redis.md, \"Another layout, another window\""
     )]
     Window {
         /// `dedup.window_seconds`.

@@ -3,7 +3,9 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use crate::harness::events::Load;
 use crate::harness::redis_by_file::RedisByFile;
+use crate::harness::redises::{Mode, Redises};
 use crate::harness::{Scene, bare_command, free_port, variable};
 
 const SECRETS: [&str; 4] = ["redis-s3cret", "clickhouse-s3cret", "sasl-s3cret", "cache-s3cret"];
@@ -252,4 +254,176 @@ fn check_tells_a_wrong_mode_from_a_server_that_is_not_there() {
         assert_eq!(code, Some(1), "{mode}: {words}");
         assert!(words.contains(advice), "{mode}: {words}");
     }
+}
+
+#[test]
+fn topics_that_generate_makes_are_as_check_wants_them() {
+    let mut scene = Scene::new("check_topics", 1);
+    let names = ["made", "made_overflow", "made_dead"].map(|name| format!("{}_{name}", scene.topic));
+    for (key, name) in ["topic", "overflow_topic", "dead_letter_topic"]
+        .iter()
+        .zip(&names)
+    {
+        scene.set(&format!("kafka.{key}"), name);
+    }
+    let output = scene.sluice(&["generate", "--create-topics", "2", "--count", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    for name in &names {
+        assert!(words.contains(&format!("{name}, 2 partitions")), "{words}");
+    }
+    assert!(!words.contains("max.message.bytes"), "{words}");
+
+    scene.kafka.delete_topics(&[names[2].as_str()]);
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(1), "{words}");
+    // The stack's brokers take 8 MiB.
+    let make = format!(
+        "--create --topic {} --partitions 6 --config max.message.bytes=8389120",
+        names[2]
+    );
+    assert!(words.contains(&make), "{words}");
+    scene
+        .kafka
+        .delete_topics(&names.each_ref().map(String::as_str)[..2]);
+}
+
+/// Sets keys of a scene's Redis.
+fn set(connection: &mut impl redis::ConnectionLike, pairs: &[(String, &str)]) {
+    for (key, value) in pairs {
+        redis::cmd("SET").arg(key).arg(value).exec(connection).unwrap();
+    }
+}
+
+#[test]
+fn check_names_the_limits_in_force_and_those_that_nothing_reads() {
+    let mut scene = Scene::new("check_limits", 1);
+    let folder = tempfile::tempdir().unwrap();
+    let server = RedisByFile::with_file("state.conf", folder.path(), &["--min-replicas-to-write", "0"]);
+    // Nothing of it is a pattern.
+    scene.set("redis.key_prefix", "p[a]*:");
+    scene.set("redis.url", &server.url());
+    let key = |rest: &str| format!("p[a]*:config:rate_limit:{rest}");
+    let mut connection = server.connect();
+    set(
+        &mut connection,
+        &[
+            (key("{shop}"), "5000/60"),
+            (key("{shop%3Aeu}"), "0"),
+            (key("{vip}"), "unlimited"),
+            (key("{odd}"), "many\n\u{1b}[31m"),
+            (key("{shop:us}"), "7"),
+            (key("plain"), "8"),
+            ("pa:config:rate_limit:others".to_owned(), "9"),
+        ],
+    );
+    redis::cmd("LPUSH")
+        .arg(key("{list}"))
+        .arg("1")
+        .exec(&mut connection)
+        .unwrap();
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    for part in [
+        "3 tokens have a limit of their own: shop: 5000 in 60 s; shop:eu: blocked; vip: unlimited",
+        "p[a]*:config:rate_limit:{odd} holds no limit, and is ignored: many\\n\\u{1b}[31m",
+        "p[a]*:config:rate_limit:{list} holds no limit, and is ignored: no text at all",
+        "p[a]*:config:rate_limit:{shop:us} is no token's limit",
+        "SET p[a]*:config:rate_limit:{shop%3Aus} instead",
+        "SET p[a]*:config:rate_limit:{plain} instead",
+    ] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    assert!(
+        !words.contains("others") && !words.contains("and stopped"),
+        "{words}"
+    );
+
+    // Enough keys are met before all are seen.
+    let mut pipe = redis::pipe();
+    for n in 0..6_000 {
+        pipe.set(key(&format!("{{t{n}}}")), "1").ignore();
+    }
+    pipe.exec(&mut connection).unwrap();
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    assert!(words.contains("There may be more: it looked at "), "{words}");
+    assert!(words.contains(" of 6008 keys and stopped"), "{words}");
+}
+
+#[test]
+fn check_finds_the_limits_on_every_primary_of_a_cluster() {
+    let scene = Scene::with_redis("check_cluster", 1, Redises::shared(Mode::Cluster));
+    let tokens: Vec<String> = (0..30).map(|n| format!("token-{n}")).collect();
+    let pairs: Vec<_> = tokens
+        .iter()
+        .map(|token| (scene.key(&format!("config:rate_limit:{{{token}}}")), "7"))
+        .collect();
+    set(&mut scene.redis(), &pairs);
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    assert!(words.contains("30 tokens have a limit of their own"), "{words}");
+}
+
+#[test]
+fn check_and_run_refuse_another_layout_or_window_and_check_leaves_no_mark() {
+    let scene = Scene::new("check_marks", 1);
+    let (layout, window) = (
+        scene.key("config:dedup_layout"),
+        scene.key("config:dedup_window_seconds"),
+    );
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    assert!(
+        words.contains(&format!("none yet; the first worker leaves {layout}")),
+        "{words}"
+    );
+    assert!(scene.keys().is_empty(), "{:?}", scene.keys());
+
+    scene.produce(Load::new(1).take(10));
+    let worker = scene.start().ready();
+    scene.settled();
+    assert_eq!(worker.terminate().code(), Some(0));
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    assert!(words.contains("layout packed, 86400 s"), "{words}");
+
+    for (key, value, remedy, mark) in [
+        ("dedup.layout", "keys", "Set dedup.layout = \"packed\"", &layout),
+        (
+            "dedup.window_seconds",
+            "60",
+            "Set dedup.window_seconds = 86400",
+            &window,
+        ),
+    ] {
+        let (code, words) = checked(&scene, &[(key, value)]);
+        assert_eq!(code, Some(1), "{key}: {words}");
+        assert!(
+            words.contains(remedy) && words.contains(mark.as_str()),
+            "{key}: {words}"
+        );
+        let mut refused = scene.start_with(&[(key, value)]);
+        let status = crate::harness::wait::eventually("the worker ends", Duration::from_secs(30), || {
+            refused.ended().ok_or_else(|| "it runs".to_owned())
+        });
+        let log = refused.log_tail(20).replace('\\', "");
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(
+            log.contains(remedy) && log.contains("docs/redis.md"),
+            "{key}: {log}"
+        );
+    }
+
+    // As after FLUSHALL: the group has come somewhere, and Redis knows nothing.
+    redis::cmd("DEL").arg(&layout).exec(&mut scene.redis()).unwrap();
+    let (code, words) = checked(&scene, &[]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("Redis has forgotten claims and limits"), "{words}");
+    let left: bool = redis::cmd("EXISTS")
+        .arg(&layout)
+        .query(&mut scene.redis())
+        .unwrap();
+    assert!(!left, "check leaves no mark");
 }

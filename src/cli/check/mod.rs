@@ -16,8 +16,11 @@ use crate::config::Config;
 mod clickhouse;
 mod kafka;
 mod redis;
+mod redis_marks;
 mod redis_mode;
+mod redis_overrides;
 mod redis_state;
+mod redis_walk;
 
 /// For one question to a service.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

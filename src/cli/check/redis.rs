@@ -4,7 +4,7 @@ use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::redis_mode::{CACHE, Named, STATE, is_sentinel};
-use super::{Finding, clock_difference, clock_finding, redis_state};
+use super::{Finding, clock_difference, clock_finding, redis_marks, redis_overrides, redis_state};
 use crate::config::{Config, RedisMode};
 use crate::redis::info::text as field;
 use crate::redis::{self as transport, Redis, Settings, Topology, keys::Keys, needs};
@@ -15,7 +15,10 @@ const OLDEST: u32 = 7;
 /// The server of claims, limits and timelines.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let found = find(Settings::state(&config.redis), config, &STATE).await;
-    let is_found = found.is_ok();
+    let of_keys = match &found {
+        Ok(found) => of_keys(&found.redis, config).await,
+        Err(_) => Vec::new(),
+    };
     let mut findings = findings(found, |server| {
         let mode = config.redis.mode;
         let shared = config.redis.cache_url.is_none();
@@ -31,21 +34,29 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
         ));
         findings
     });
-    if config.rate_limit.allow_list && is_found {
-        findings.push(allow_list(config).await);
+    findings.extend(of_keys);
+    findings
+}
+
+/// What is amiss with keys that workers rely on, or that operators write.
+async fn of_keys(redis: &Redis, config: &Config) -> Vec<Finding> {
+    let (marks, overrides) = tokio::join!(
+        redis_marks::check(redis, config),
+        redis_overrides::check(redis, config)
+    );
+    let mut findings = vec![marks];
+    findings.extend(overrides);
+    if config.rate_limit.allow_list {
+        findings.push(allow_list(redis, config).await);
     }
     findings
 }
 
 /// Who may send events at all.
-async fn allow_list(config: &Config) -> Finding {
+async fn allow_list(redis: &Redis, config: &Config) -> Finding {
     let subject = "allow-list";
     let key = Keys::new(&config.redis.key_prefix).allow_list();
-    let ask = async || -> RedisResult<u64> {
-        let redis = Redis::open(&Settings::state(&config.redis)?, 1)?;
-        redis.command(redis::cmd("SCARD").arg(&key)).await
-    };
-    match ask().await {
+    match redis.command::<u64>(redis::cmd("SCARD").arg(&key)).await {
         Ok(0) => Finding::problem(
             subject,
             format!("{key} is empty: workers wait, for no token may send events (rate_limit.allow_list)"),
@@ -82,6 +93,7 @@ pub(super) async fn check_cache(config: &Config) -> Vec<Finding> {
 
 /// What was found of a Redis, the way a worker would find it.
 struct Found {
+    redis: Redis,
     mode: RedisMode,
     topology: Topology,
     /// Commands that the user may not send.
@@ -111,6 +123,7 @@ async fn find(settings: RedisResult<Settings>, config: &Config, named: &Named) -
             topology,
             servers: try_join_all(servers.iter().map(look_at)).await?,
             refused: needs::refused(&redis, &key).await,
+            redis,
         })
     };
     found.await.map_err(|error| named.not_found(&error))

@@ -92,22 +92,22 @@ impl Named {
 mod tests {
     use super::*;
 
-    fn told(error: RedisError) -> String {
-        let finding = STATE.not_found(&error);
+    fn told(error: &RedisError) -> String {
+        let finding = STATE.not_found(error);
         format!("{}: {} | {}", finding.subject, finding.detail, finding.remedy)
     }
 
     #[test]
     fn a_wrong_mode_is_told_from_a_server_that_is_not_there() {
         let of = |kind, text| RedisError::from((kind, text, "host:1".to_owned()));
-        let sentinel = told(of(ErrorKind::InvalidClientConfig, IS_SENTINEL));
+        let sentinel = told(&of(ErrorKind::InvalidClientConfig, IS_SENTINEL));
         assert!(sentinel.contains("redis.mode = \"sentinel\""), "{sentinel}");
-        let unknown = told(of(ErrorKind::MasterNameNotFoundBySentinel, "unknown"));
+        let unknown = told(&of(ErrorKind::MasterNameNotFoundBySentinel, "unknown"));
         assert!(unknown.contains("redis.sentinel_service"), "{unknown}");
         let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
-        let refused = told(refused.into());
+        let refused = told(&refused.into());
         assert!(refused.starts_with("connection: refused"), "{refused}");
-        let other = told(of(ErrorKind::InvalidClientConfig, "no such file"));
+        let other = told(&of(ErrorKind::InvalidClientConfig, "no such file"));
         assert!(other.starts_with("connection: no such file"), "{other}");
     }
 

@@ -22,6 +22,7 @@ use crate::redis::Redis;
 use crate::redis::keys::Keys;
 use crate::telemetry::Service;
 
+pub use self::mark::compare as compare_marks;
 pub(super) use self::mark::mark_layout;
 pub use self::packed::Secret;
 
