@@ -90,14 +90,14 @@ fn the_read_api_fills_neither_the_queue_nor_the_state_with_what_it_is_asked() {
         seen(waiting == 2, waiting)
     });
     // Whoever was taken by a worker that died stands in the way of nobody, once it is long ago.
-    let mut aged = redis::pipe();
+    let mut long_ago = redis::pipe();
     for (id, _) in redis
         .zrange_withscores::<_, Vec<(String, f64)>>(scene.key("{task_queue}:refreshes"), 0, -1)
         .unwrap()
     {
-        aged.zadd(scene.key("{task_queue}:refreshes"), id, 1);
+        long_ago.zadd(scene.key("{task_queue}:refreshes"), id, 1);
     }
-    aged.query::<Vec<i64>>(&mut redis).unwrap();
+    long_ago.query::<Vec<i64>>(&mut redis).unwrap();
     eventually("two more wait", PATIENCE, || {
         for number in 1..=5 {
             assert_eq!(server.query(ALPHA, &day(number)).cache(), "hit");
