@@ -38,7 +38,7 @@ pub const PARKED_TASKS: usize = 1_000;
 pub const PARKED_TTL_SECONDS: u64 = 30 * 24 * 3600;
 /// What became of a task is told for so long, in seconds.
 pub const TASK_STATUS_TTL_SECONDS: u64 = 24 * 3600;
-/// So long a waiting task stands for others that ask the same, in seconds.
+/// So long a refresh that waits stands for others that ask the same, in seconds.
 pub const TASK_WAITING_TTL_SECONDS: u64 = 600;
 /// The queries of a token that were asked last.
 pub const RECENT_QUERIES: usize = 50;
@@ -184,9 +184,15 @@ impl Keys {
         self.of_tasks("parked")
     }
 
-    /// The id of the task that waits to do that: string, [`TASK_WAITING_TTL_SECONDS`].
+    /// The id of the task that waits to do that: string, [`TASK_WAITING_TTL_SECONDS`] of a refresh, else
+    /// [`TASK_STATUS_TTL_SECONDS`].
     pub fn task_waiting(&self, hash: &str) -> String {
         self.of_tasks(&format!("waiting:{hash}"))
+    }
+
+    /// The task that does that, and the worker that runs it: string, as long as its lease.
+    pub fn task_running(&self, hash: &str) -> String {
+        self.of_tasks(&format!("running:{hash}"))
     }
 
     /// The refreshes of query results that wait: sorted set of ids, score = when they were asked for, ms; at most a tenth

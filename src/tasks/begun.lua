@@ -1,5 +1,6 @@
--- A task that has begun stands no longer for others of the same kind and arguments.
--- KEYS: 1 what waits (string, a task's id); no other, so that it goes where that is while its slot moves. ARGV: 1 its id.
+-- A key that names a task names it no longer: one that has begun stands for no others of the same kind and arguments, one
+-- that has ended holds up none.
+-- KEYS: 1 the key; no other, so that it goes where that is while its slot moves. ARGV: 1 what it named.
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end

@@ -2,15 +2,41 @@
 -- again because its answer was lost, it changes nothing.
 -- KEYS: 1 queue, 2 tasks that are due later, 3 what waits (string, the task's id), 4 leases, 5 refreshes that wait (sorted
 --       set of ids), 6 the task's status.
+-- It looks into the processing lists, too, which have the slot of the queue.
 -- ARGV: 1 the task, 2 its id, 3 most tasks that may wait, 4 seconds for which it stands for others of the same kind and
---       arguments, 5 "1": only if a tasks worker is alive, 6 most refreshes that may wait, or "" if it is none, 7 what is
+--       arguments at the most, 5 "1": only if a tasks worker is alive, 6 most refreshes that may wait, or "" if it is none, 7 what is
 --       told of it, or "", 8 for how many seconds.
 -- Answers "queued", "waiting:<id of the other>", "full:<how many wait>" or "nobody".
 if ARGV[7] ~= '' and redis.call('GET', KEYS[6]) then
   return 'queued'
 end
+
+-- Whether nobody has begun with it: what one that runs has read already, a new one must read again. One that was lost, or
+-- taken away by hand, stands for nobody.
+local function still_waits(id)
+  local own = '"id":"' .. id .. '"'
+  local function has(texts)
+    for _, text in ipairs(texts) do
+      if string.find(text, own, 1, true) then
+        return text
+      end
+    end
+  end
+  if has(redis.call('LRANGE', KEYS[1], 0, -1)) or has(redis.call('ZRANGE', KEYS[2], 0, -1)) then
+    return true
+  end
+  for _, worker in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+    local taken = has(redis.call('LRANGE', KEYS[1] .. ':processing:' .. worker, 0, -1))
+    if taken then
+      return not string.find(taken, '"worker":"', 1, true)
+    end
+  end
+  return false
+end
+
 local waiting = redis.call('GET', KEYS[3])
-if waiting then
+-- A refresh is asked for too often to look, and stands for others for minutes alone.
+if waiting and (ARGV[6] ~= '' or still_waits(waiting)) then
   return 'waiting:' .. waiting
 end
 local time = redis.call('TIME')

@@ -48,6 +48,7 @@ impl Held {
     pub(super) fn new(queue: Queue, worker: String, task: Task, text: Vec<u8>) -> Self {
         let status = Status {
             state: "running".to_owned(),
+            since: Some(Timestamp::now().as_millisecond()),
             ..Status::of(&task)
         };
         Self {
@@ -119,6 +120,12 @@ impl Held {
         if !is_refresh(&status.kind) {
             self.queue.tell(&status).await.ok();
         }
+    }
+
+    /// Notes what was done before this attempt, of how much, and tells it.
+    pub(super) async fn goes_on_from(&self, done: u64, total: u64) {
+        self.change(|status| status.before = done);
+        self.tell(done, Some(total)).await;
     }
 
     /// Notes how many users could not be settled, and some of them: it is told with what is told next.

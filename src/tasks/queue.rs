@@ -8,6 +8,7 @@
 //! goes on: its lease, its list and what waits are each touched by a script that names that key alone. Tasks change hands
 //! again once the slot has arrived.
 
+mod alone;
 pub mod listing;
 
 use std::time::Duration;
@@ -45,6 +46,7 @@ struct Scripts {
     keep: Script,
     begun: Script,
     tell: Script,
+    alone: Script,
     moved: Script,
     tend: Script,
     retry: Script,
@@ -117,6 +119,7 @@ impl Queue {
                 keep: Script::of_one_key(include_str!("keep.lua")),
                 begun: Script::of_one_key(include_str!("begun.lua")),
                 tell: Script::of_one_key(include_str!("tell.lua")),
+                alone: Script::of_one_key(include_str!("alone.lua")),
                 moved: Script::new(include_str!("move.lua")),
                 tend: Script::new(include_str!("tend.lua")),
                 retry: Script::new(include_str!("retry.lua")),
@@ -150,7 +153,11 @@ impl Queue {
             .arg(task.text())
             .arg(&task.id)
             .arg(self.max_waiting)
-            .arg(TASK_WAITING_TTL_SECONDS)
+            .arg(if refresh {
+                TASK_WAITING_TTL_SECONDS
+            } else {
+                TASK_STATUS_TTL_SECONDS
+            })
             .arg(u8::from(when == When::Served));
         if refresh {
             call.arg((self.max_waiting / REFRESHES_PART).max(1)).arg("");
@@ -187,6 +194,7 @@ impl Queue {
             return Ok(false);
         }
         self.waits_no_longer(task).await?;
+        self.still_alone(worker, lease, task).await?;
         if is_refresh(&task.kind) {
             let mut begun = cmd("ZREM");
             begun.arg(self.keys.task_refreshes()).arg(&task.id);
@@ -332,11 +340,16 @@ impl Queue {
     /// A task that waits no longer stands for no others.
     pub async fn waits_no_longer(&self, task: &Task) -> RedisResult<()> {
         if let Ok(work) = task.work() {
-            let mut call = self.scripts.begun.call(1);
-            call.arg(work.waiting_key(&self.keys)).arg(&task.id);
-            self.scripted::<i64>(&self.scripts.begun, call).await?;
+            self.names_no_longer(&work.waiting_key(&self.keys), &task.id)
+                .await?;
         }
         Ok(())
+    }
+
+    async fn names_no_longer(&self, key: &str, named: &str) -> RedisResult<()> {
+        let mut call = self.scripts.begun.call(1);
+        call.arg(key).arg(named);
+        self.scripted::<i64>(&self.scripts.begun, call).await.map(|_| ())
     }
 
     /// Tells how far a task has come, unless what became of it is told already.

@@ -27,6 +27,8 @@ use crate::telemetry::{self, TaskOutcome, metrics};
 /// Before a task that failed is tried again: this, and four times as long after each further failure.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
+/// Before it is looked again whether a task that must wait for another may begin.
+const BEHIND: Duration = Duration::from_secs(2);
 /// Before Redis is asked again after it failed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long the last word on a task may take at the end of the process.
@@ -150,6 +152,22 @@ impl Runner {
             Ok(task) => task,
             Err(error) => return self.park_unread(&text, error).await,
         };
+        let work = task.work();
+        if let Ok(work) = &work {
+            match self.queue.alone(&self.name, self.lease, (&task, work)).await {
+                Ok(None) => {}
+                Ok(Some(other)) => return self.put_behind(&other, &task, &text).await,
+                Err(error) => {
+                    // It stays where it is, and is found there.
+                    tracing::warn!(service = "redis", error = %error, "a task cannot begin; trying again");
+                    tokio::select! {
+                        () = self.shutdown.cancelled() => {}
+                        () = sleep(PAUSE) => {}
+                    }
+                    return;
+                }
+            }
+        }
         let begun = Instant::now();
         let held = Held::new(self.queue.clone(), self.name.clone(), task.clone(), text);
         tracing::info!(
@@ -159,12 +177,14 @@ impl Runner {
             "task begins"
         );
         metrics().tasks_running.increment(1);
-        let end = match task.work() {
+        let end = match work {
             Ok(work) => self.attempt(&work, &held).await,
             Err(error) => End::Ended(Err(TaskError::Hopeless(error))),
         };
         metrics().tasks_running.decrement(1);
         let outcome = self.settle(&held, end).await;
+        // Where this fails, whoever comes next sees that the task has gone.
+        self.queue.alone_no_longer(&self.name, &task).await.ok();
         if let Some(outcome) = outcome {
             telemetry::task_ended(known_kind(&task.kind), outcome, Some(begun.elapsed()));
             tracing::info!(
@@ -175,6 +195,23 @@ impl Runner {
                 "task ended"
             );
         }
+    }
+
+    /// The same is done by another task just now: this one waits, and takes in what was changed since that one began.
+    async fn put_behind(&self, other: &str, task: &Task, text: &[u8]) {
+        tracing::debug!(id = task.id, other, "a task waits for another that does the same");
+        // Of two with one id nothing is told but what becomes of the one that runs.
+        let told = (other != task.id).then(|| Status {
+            state: "waiting".to_owned(),
+            at: Timestamp::now().as_millisecond(),
+            ..Status::of(task)
+        });
+        // As it stands: it has not begun, and goes on waiting under the same name.
+        let Ok(stands) = std::str::from_utf8(text) else {
+            return;
+        };
+        self.move_it(text, To::Later(stands.to_owned(), BEHIND), told.as_ref())
+            .await;
     }
 
     /// Runs it, with its lease held, until it ends, is lost, or the process may wait no longer.

@@ -118,6 +118,12 @@ pub struct Status {
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// When the attempt began that is under way or was the last, ms since 1970, by the clock of `at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
+    /// Parts that had been done before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub before: u64,
     /// When this was so, ms since 1970.
     pub at: i64,
 }
@@ -144,6 +150,12 @@ impl Status {
             attempts: task.attempts,
             ..Self::default()
         }
+    }
+
+    /// Parts done in a second, while they were worked on: what waited, or lay with a dead process, is not counted.
+    pub fn per_second(&self) -> Option<f64> {
+        let seconds = (self.at - self.since?) as f64 / 1000.0;
+        (seconds > 0.0).then(|| self.done.saturating_sub(self.before) as f64 / seconds)
     }
 
     /// Whether nothing comes after it.
@@ -246,8 +258,24 @@ impl Work {
         raw.unwrap_or_else(|_| no_arguments())
     }
 
+    /// Whether two that ask the same may not run beside each other: the one that read the table first may write last, and
+    /// then what was changed there by hand in between is not taken in.
+    pub(super) fn is_done_alone(&self) -> bool {
+        matches!(self, Self::RebuildUsers(_))
+    }
+
     /// The key under which a task that waits stands for others of the same kind and arguments.
     pub(super) fn waiting_key(&self, keys: &Keys) -> String {
+        keys.task_waiting(&self.digest())
+    }
+
+    /// The key that the task has that does it, where it is done alone.
+    pub(super) fn running_key(&self, keys: &Keys) -> String {
+        keys.task_running(&self.digest())
+    }
+
+    /// The same for the same kind and arguments, and for no others.
+    fn digest(&self) -> String {
         let digest = Sha256::new()
             .chain_update(self.kind())
             .chain_update([0])
@@ -255,7 +283,7 @@ impl Work {
             .finalize();
         let mut half = [0; 16];
         half.copy_from_slice(&digest[..16]);
-        keys.task_waiting(&format!("{:032x}", u128::from_be_bytes(half)))
+        format!("{:032x}", u128::from_be_bytes(half))
     }
 }
 
@@ -323,6 +351,22 @@ mod tests {
             r#"{"id":"1","kind":"rebuild-users","arguments":{"user":"u"}}"#,
             "without its token",
         );
+    }
+
+    #[test]
+    fn only_the_time_of_the_attempt_counts_and_only_what_it_has_done() {
+        let mut status = Status {
+            done: 700,
+            before: 100,
+            since: Some(60_000),
+            at: 63_000,
+            ..Status::default()
+        };
+        assert_eq!(status.per_second(), Some(200.0));
+        status.at = 60_000;
+        assert_eq!(status.per_second(), None);
+        status.since = None;
+        assert_eq!(status.per_second(), None);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) enum Add {
     )]
     RebuildUsers {
         /// Users of this project token.
-        #[arg(long, value_name = "TOKEN", required_unless_present = "all")]
+        #[arg(long, value_name = "TOKEN")]
         token: Option<String>,
         /// One user of the token, by its distinct id.
         #[arg(long, value_name = "DISTINCT_ID", requires = "token")]
@@ -64,6 +64,28 @@ pub(super) struct Then {
     wait: bool,
 }
 
+impl Add {
+    /// Whether the arguments make sense together.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        let Self::RebuildUsers { token, user, all, .. } = self else {
+            return Ok(());
+        };
+        if token.is_none() && !all {
+            return Err(CliError::Usage(
+                "rebuild-users needs to be told whose users: those of one token (--token TOKEN), one user of it \
+                 (--token TOKEN --user DISTINCT_ID), or all users of all tokens (--all)"
+                    .to_owned(),
+            ));
+        }
+        match [token, user].into_iter().flatten().find(|text| text.is_empty()) {
+            Some(blank) => Err(CliError::Usage(format!(
+                "--token and --user name what there is: {blank:?} is nobody's"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Runs the command.
 pub(super) async fn add(cli: &Cli, add: &Add) -> Result<ExitCode, CliError> {
     let (work, then) = match add {
@@ -71,11 +93,6 @@ pub(super) async fn add(cli: &Cli, add: &Add) -> Result<ExitCode, CliError> {
             token, user, then, ..
         } => {
             let (token, user) = (token.clone(), user.clone());
-            if let Some(blank) = [&token, &user].into_iter().flatten().find(|text| text.is_empty()) {
-                return Err(CliError::Usage(format!(
-                    "--token and --user name what there is: {blank:?} is nobody's"
-                )));
-            }
             (Work::RebuildUsers(Users { token, user }), then)
         }
         Add::WarmCache { token, then } => (Work::WarmCache(Token { token: token.clone() }), then),
@@ -87,7 +104,7 @@ pub(super) async fn add(cli: &Cli, add: &Add) -> Result<ExitCode, CliError> {
             (id, told)
         }
         Enqueued::Waiting(id) => {
-            let told = format!("{kind} waits already, as task {id}\n");
+            let told = format!("{kind} waits already, as task {id}: nobody has begun with it yet\n");
             (id, told)
         }
         Enqueued::Full(count) => {
@@ -100,13 +117,29 @@ pub(super) async fn add(cli: &Cli, add: &Add) -> Result<ExitCode, CliError> {
         Enqueued::Nobody => return Err(anyhow!("no process has the role tasks").into()),
     };
     print(&told)?;
-    if cli.listing().await?.workers == 0 {
+    let listing = cli.listing().await?;
+    if let Some((other, worker)) = done_now(&listing, &work).filter(|(other, _)| *other != id) {
+        print(&format!(
+            "task {other} does the same just now, on {worker}; task {id} begins once that has ended, and takes in what \
+             was changed meanwhile\n"
+        ))?;
+    }
+    if listing.workers == 0 {
         tracing::warn!("no process has the role tasks: the task waits for one");
     }
     if then.wait {
         return wait(cli, &id).await;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The task that does the same just now, and its worker.
+fn done_now(listing: &Listing, work: &Work) -> Option<(String, String)> {
+    listing.running.iter().find_map(|running| {
+        let task = task_of(&running.task)?;
+        let same = task.work().is_ok_and(|its| its == *work);
+        (same && task.worker.is_some()).then(|| (task.id, running.worker.clone()))
+    })
 }
 
 /// Puts it into the queue. Its id is made here, so that asking again adds nothing.
@@ -162,12 +195,12 @@ async fn wait(cli: &Cli, id: &str) -> Result<ExitCode, CliError> {
                 .into());
             }
         }
-        if let Some((done, total)) = status
+        if let Some((done, total, per_second)) = status
             .as_ref()
-            .and_then(|status| Some((status.done, status.total?)))
+            .and_then(|status| Some((status.done, status.total?, status.per_second())))
         {
-            let bar = bar.get_or_insert_with(|| Progress::new("users", Some(total)));
-            bar.set(done);
+            let bar = bar.get_or_insert_with(|| Progress::watched("users", total));
+            bar.told(done, total, per_second);
         }
         last = status;
     }
@@ -226,5 +259,11 @@ fn done(status: &Status) -> String {
         "warm-cache" => "queries",
         _ => "users",
     };
-    format!("done: {} {parts}\n", status.done)
+    let why = match (parts, status.done, status.left) {
+        ("users", 0, 0) => {
+            "; those without an event in the last 30 days are left out, unless --user names one"
+        }
+        _ => "",
+    };
+    format!("done: {} {parts}{why}\n", status.done)
 }

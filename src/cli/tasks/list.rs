@@ -1,8 +1,7 @@
-//! `sluice tasks list` and `show`: tables for people, JSON for programs.
+//! `sluice tasks list`: a table for people, JSON for programs.
 
 use std::process::ExitCode;
 
-use anyhow::anyhow;
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -20,28 +19,6 @@ pub(super) async fn list(cli: &Cli, json: bool) -> Result<ExitCode, CliError> {
         as_json(&listing).to_string() + "\n"
     } else {
         as_text(&listing)
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) async fn show(cli: &Cli, id: &str, json: bool) -> Result<ExitCode, CliError> {
-    let listing = as_json(&cli.listing().await?);
-    let status = cli.told(cli.queue.told(id).await)?;
-    let places = ["running", "waiting", "later", "parked"];
-    let found = places.iter().find_map(|place| {
-        let tasks = listing[place].as_array()?;
-        let task = tasks.iter().find(|task| task["id"] == id)?;
-        Some((*place, task.clone()))
-    });
-    if found.is_none() && status.is_none() {
-        return Err(anyhow!("there is no task {id}, and there was none in the last day").into());
-    }
-    let (place, task) = found.unzip();
-    let shown = json!({ "id": id, "place": place, "task": task, "status": status });
-    print(&if json {
-        shown.to_string() + "\n"
-    } else {
-        lines(&shown)
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -70,7 +47,7 @@ fn with(mut value: Value, more: &[(&str, Value)]) -> Value {
     value
 }
 
-fn as_json(listing: &Listing) -> Value {
+pub(super) fn as_json(listing: &Listing) -> Value {
     let running = |running: &Running| {
         let left = json!(running.lease_left_ms as f64 / 1000.0);
         with(
@@ -100,6 +77,12 @@ fn as_json(listing: &Listing) -> Value {
 
 fn as_text(listing: &Listing) -> String {
     let all = as_json(listing);
+    let mut cut = false;
+    let mut shortened = |text: &str| {
+        let short = shortened(text);
+        cut |= short != text;
+        short
+    };
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["task", "kind", "arguments", "failed", "state"]);
@@ -112,6 +95,7 @@ fn as_text(listing: &Listing) -> String {
                     task["lease_left_seconds"].as_f64().unwrap_or_default(),
                     left(&task["progress"])
                 ),
+                "later" if is_behind(listing, task) => "waits until the same has been done".to_owned(),
                 "later" => format!("again at {}", text(&task["due_at"])),
                 "parked" => format!("parked: {}", shortened(&text(&task["error"]))),
                 _ => "waiting".to_owned(),
@@ -136,48 +120,33 @@ fn as_text(listing: &Listing) -> String {
     );
     if table.row_count() == 0 {
         sum
+    } else if cut {
+        format!("{table}\n{sum}what ends in … is cut: `sluice tasks show ID` has it whole\n")
     } else {
         format!("{table}\n{sum}")
     }
 }
 
+/// Whether a task that is due later has never been tried: it waits for another that does the same.
+pub(super) fn is_behind(listing: &Listing, task: &Value) -> bool {
+    let same = |running: &Running| {
+        let running = described(&running.task, None);
+        ["kind", "arguments"]
+            .iter()
+            .all(|name| running[*name] == task[*name])
+    };
+    task["attempts"] == 0 && listing.running.iter().any(same)
+}
+
 /// How many users a rebuild has left as they were, if any.
-fn left(progress: &Value) -> String {
+pub(super) fn left(progress: &Value) -> String {
     match progress["left"].as_u64() {
         Some(left @ 1..) => format!(", {left} users left"),
         _ => String::new(),
     }
 }
 
-/// A line a value, what is nested after its parents' names.
-fn lines(value: &Value) -> String {
-    fn add(name: &str, value: &Value, out: &mut String) {
-        match value {
-            Value::Object(members) => {
-                for (member, value) in members {
-                    let name = if name.is_empty() {
-                        member.clone()
-                    } else {
-                        format!("{name}.{member}")
-                    };
-                    add(&name, value, out);
-                }
-            }
-            Value::Null => {}
-            value => {
-                out.push_str(name);
-                out.push_str(": ");
-                out.push_str(&text(value));
-                out.push('\n');
-            }
-        }
-    }
-    let mut out = String::new();
-    add("", value, &mut out);
-    out
-}
-
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
@@ -192,6 +161,6 @@ fn shortened(text: &str) -> String {
     }
 }
 
-fn time(ms: i64) -> Option<Timestamp> {
+pub(super) fn time(ms: i64) -> Option<Timestamp> {
     Timestamp::from_millisecond(ms).ok()
 }

@@ -4,8 +4,11 @@
 
 mod add;
 mod list;
+mod retry;
+mod show;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Subcommand;
@@ -16,6 +19,9 @@ use crate::redis::{Redis, Settings};
 use crate::tasks::queue::listing::{Listing, Running};
 use crate::tasks::queue::{Place, Queue};
 use crate::tasks::task::{Parked, Status, Task};
+
+/// Longer than a connection may take. A Redis that does not answer by then is told about.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Arguments of `sluice tasks`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +48,7 @@ enum Command {
     /// Add a task.
     #[command(subcommand)]
     Add(add::Add),
-    /// Show a task: where it is, how far it has come, what became of it in the last day.
+    /// Show a task: where it is, how far it has come, what became of it in the last day, and its whole error.
     Show {
         /// Its id, as `list` and `add` tell it.
         id: String,
@@ -70,12 +76,16 @@ enum Command {
 /// Runs the command.
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, CliError> {
     let cli = Cli::open(config)?;
+    if let Command::Add(add) = &args.command {
+        add.check()?;
+    }
+    cli.reach().await?;
     match args.command {
         Command::List { json } => list::list(&cli, json).await,
         Command::Add(add) => add::add(&cli, &add).await,
-        Command::Show { id, json } => list::show(&cli, &id, json).await,
-        Command::Retry { id: Some(id), .. } => retry(&cli, &id).await,
-        Command::Retry { id: None, .. } => retry_all(&cli).await,
+        Command::Show { id, json } => show::show(&cli, &id, json).await,
+        Command::Retry { id: Some(id), .. } => retry::one(&cli, &id).await,
+        Command::Retry { id: None, .. } => retry::all(&cli).await,
         Command::Drop { id } => drop_one(&cli, &id).await,
     }
 }
@@ -92,6 +102,21 @@ impl Cli {
         let redis = Redis::open(&settings, 1).context("redis.url cannot be used")?;
         let queue = Queue::new(redis, &config);
         Ok(Self { config, queue })
+    }
+
+    /// Asks Redis for something small, so that one that is away is told about soon, and with what to do.
+    async fn reach(&self) -> anyhow::Result<()> {
+        let why = match tokio::time::timeout(PATIENCE, self.queue.reached()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => self.config.scrub(&error.to_string()),
+            Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+        };
+        Err(anyhow!(
+            "tasks wait in Redis, and redis.url = {} does not answer: {why}; see that it runs and can be reached from \
+             here, or name another one (redis.url in the file of --config, or SLUICE_REDIS__URL); `sluice check` tries \
+             it, and says more",
+            self.config.redis.url
+        ))
     }
 
     /// An answer of Redis, or what to tell of its error.
@@ -154,54 +179,6 @@ fn no_task(listing: &Listing, id: &str) -> CliError {
     match listing.running.iter().find(runs) {
         Some(running) => anyhow!("task {id} is run by {} just now", running.worker).into(),
         None => anyhow!("there is no task {id}; `sluice tasks list` shows those that there are").into(),
-    }
-}
-
-async fn retry(cli: &Cli, id: &str) -> Result<ExitCode, CliError> {
-    let listing = cli.listing().await?;
-    let mut parked = listing.parked.iter().map(|text| (text, parked_of(text)));
-    match parked.find(|(_, (_, shown, _))| shown == id) {
-        Some((text, (_, _, Some(task)))) => {
-            again(cli, text, task).await?;
-            print(&format!("task {id} is in the queue again\n"))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Some((_, (parked, _, None))) => {
-            Err(anyhow!("task {id} cannot be tried again: {}", parked.error).into())
-        }
-        None if find(&listing, id).is_some() => {
-            Err(anyhow!("task {id} was not given up: it waits for its turn").into())
-        }
-        None => Err(no_task(&listing, id)),
-    }
-}
-
-async fn retry_all(cli: &Cli) -> Result<ExitCode, CliError> {
-    let listing = cli.listing().await?;
-    let mut count = 0;
-    // The oldest first, as they were.
-    for text in listing.parked.iter().rev() {
-        if let (_, _, Some(task)) = parked_of(text) {
-            again(cli, text, task).await?;
-            count += 1;
-        }
-    }
-    print(&format!("{count} tasks are in the queue again\n"))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Puts a parked task into the queue, as one that was never tried.
-async fn again(cli: &Cli, text: &str, mut task: Task) -> anyhow::Result<()> {
-    task.attempts = 0;
-    let told = status(&task, "waiting");
-    let again = cli.queue.again(Place::Parked, text, Some(&task), Some(&told));
-    match cli.told(again.await)? {
-        Some(true) => Ok(()),
-        Some(false) => Err(anyhow!("task {} has just gone elsewhere", task.id)),
-        None => Err(anyhow!(
-            "the queue is full: tasks.max_waiting = {}",
-            cli.config.tasks.max_waiting
-        )),
     }
 }
 

@@ -33,6 +33,11 @@ pub struct Listing {
 }
 
 impl Queue {
+    /// Whether Redis answers.
+    pub async fn reached(&self) -> RedisResult<()> {
+        self.redis.time_ms().await.map(|_| ())
+    }
+
     /// How many wait, later ones included, and how many are parked.
     pub(in crate::tasks) async fn counts(&self) -> RedisResult<(u64, u64)> {
         let mut pipe = ::redis::pipe();

@@ -77,6 +77,8 @@ const BETWEEN_READINGS: Duration = Duration::from_millis(100);
 const LONGEST_PART: Duration = Duration::from_secs(10);
 /// Users that were left are named, so many of them.
 const MOST_NAMED: usize = 10;
+/// Characters of a name that stand in an error.
+const MOST_SHOWN: usize = 200;
 
 /// How far a rebuild has come: it survives the process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -170,6 +172,13 @@ impl Run<'_> {
     /// One user. Nothing else waits for it, so it is tried again if it cannot be settled.
     async fn one(&self, token: &str, user: &str) -> Result<(), TaskError> {
         let part = self.part(token, &Which::One(user.to_owned())).await?;
+        if part.done == 0 && part.left.is_empty() {
+            return Err(nobody(&format!(
+                "no user {} of token {} in the table",
+                shown(user),
+                shown(token)
+            )));
+        }
         if !part.left.is_empty() {
             return Err(TaskError::Failed(
                 "the workers changed the user faster than it could be read".to_owned(),
@@ -189,7 +198,11 @@ impl Run<'_> {
                 ..Progress::default()
             },
         };
+        if let (Some(token), 0) = (only, progress.total) {
+            return Err(nobody(&format!("no user of token {} in the table", shown(token))));
+        }
         self.held.leaves(progress.left, &progress.left_users);
+        self.held.goes_on_from(progress.users, progress.total).await;
         if only.is_some() || progress.up_to.is_some() {
             let token = progress.token.clone();
             let rows = table.rows_of(&token).await.map_err(failed)?;
@@ -357,6 +370,17 @@ impl Progress {
         });
         self.left_users.extend(named);
     }
+}
+
+/// Somebody is named whom the table does not know: a slip of the pen, most likely, which an operator must hear of.
+fn nobody(why: &str) -> TaskError {
+    TaskError::Hopeless(why.to_owned())
+}
+
+/// A name in a text, in quotation marks; not all of it if it is long.
+fn shown(name: &str) -> String {
+    let short: String = name.chars().take(MOST_SHOWN).collect();
+    format!("{short:?}")
 }
 
 /// Whether the server had not the memory for a query.
