@@ -37,6 +37,7 @@ mod mutated;
 mod offsets;
 mod operators;
 mod outages;
+mod overflow_chain;
 mod permits;
 mod plan;
 mod redis_failover;
