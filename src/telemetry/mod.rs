@@ -307,9 +307,12 @@ mod tests {
             .chain(&names::HISTOGRAMS)
             .map(|(name, _, _)| *name)
             .collect();
-        let rules = include_str!("../../deploy/prometheus/sluice-redis.rules.yml");
-        let tests = include_str!("../../deploy/prometheus/sluice-redis.test.yml");
-        for text in [rules, tests] {
+        for text in [
+            include_str!("../../deploy/prometheus/sluice.rules.yml"),
+            include_str!("../../deploy/prometheus/sluice.test.yml"),
+            include_str!("../../deploy/prometheus/sluice-redis.rules.yml"),
+            include_str!("../../deploy/prometheus/sluice-redis.test.yml"),
+        ] {
             let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             let named: BTreeSet<&str> = words.filter(|word| word.starts_with("sluice_")).collect();
             assert!(named.len() > 5, "{named:?}");
