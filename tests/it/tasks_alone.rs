@@ -16,6 +16,7 @@ use crate::harness::Scene;
 use crate::harness::wait::{eventually, seen};
 use crate::harness::worker::Worker;
 use crate::tasks::{added, all_rebuilt, done, listed, people, runner, shown, state_becomes};
+use crate::tasks_rebuild::EndOnDrop;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const DONE: &str = "sluice_tasks_total{kind=\"rebuild-users\",outcome=\"done\"}";
@@ -122,6 +123,7 @@ fn what_is_added_while_the_same_runs_waits_for_its_end_and_takes_in_what_was_cha
     let over = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
         let most = scope.spawn(|| most_at_once(&worker, &over));
+        let end = EndOnDrop(&over);
         let behind = eventually("it is behind", PATIENCE, || {
             let list = done(&scene, &["list"]);
             seen(list.contains("waits until the same has been done"), &list).map(|()| list)
@@ -141,7 +143,7 @@ fn what_is_added_while_the_same_runs_waits_for_its_end_and_takes_in_what_was_cha
         );
         state_becomes(&scene, &first, "done");
         state_becomes(&scene, second, "done");
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         most.join().unwrap()
     });
     assert!((1.0..2.0).contains(&most), "{most} at once");
@@ -163,6 +165,7 @@ fn twins_of_another_program_run_one_after_the_other_also_under_one_id() {
     let over = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
         let most = scope.spawn(|| most_at_once(&worker, &over));
+        let end = EndOnDrop(&over);
         for id in ["nightly", "nightly", "other"] {
             let task = json!({ "id": id, "kind": "rebuild-users", "arguments": { "token": "a" } });
             redis
@@ -173,7 +176,7 @@ fn twins_of_another_program_run_one_after_the_other_also_under_one_id() {
             let counted = worker.metric(DONE);
             seen(counted == Some(3.0), format_args!("{counted:?}"))
         });
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         most.join().unwrap()
     });
     assert!((1.0..2.0).contains(&most), "{most} at once");

@@ -323,7 +323,8 @@ fn what_redis_lost_last_is_rebuilt_and_the_stream_goes_on_from_there() {
     assert_eq!(worker.terminate().code(), Some(0));
 }
 
-struct EndOnDrop<'a>(&'a AtomicBool);
+/// Ends what a thread does until then, also where a test fails.
+pub(crate) struct EndOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
