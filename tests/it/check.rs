@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::harness::events::Load;
-use crate::harness::redis_by_file::RedisByFile;
+use crate::harness::redis_by_file::{RedisByFile, Secured};
 use crate::harness::redises::{Mode, Redises};
 use crate::harness::{Scene, bare_command, free_port, variable};
 
@@ -224,7 +224,7 @@ fn check_tells_a_wrong_mode_from_a_server_that_is_not_there() {
     let scene = Scene::new("check_mode", 1);
     let folder = tempfile::tempdir().unwrap();
     let alone = RedisByFile::with_file("state.conf", folder.path(), &["--min-replicas-to-write", "0"]);
-    let sentinel = RedisByFile::sentinel(folder.path(), alone.port);
+    let sentinel = RedisByFile::sentinel(Secured::No, folder.path(), alone.port);
     let node = RedisByFile::with_file(
         "state.conf",
         folder.path(),
