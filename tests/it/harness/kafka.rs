@@ -383,9 +383,18 @@ impl Kafka {
     /// First and end offset of each partition.
     pub(crate) fn bounds(&self, topic: &str) -> Vec<(i64, i64)> {
         let consumer = self.consumer("it-ask");
-        (0..self.partitions(topic))
-            .map(|p| consumer.fetch_watermarks(topic, p, ASK).unwrap())
-            .collect()
+        // A broker that was frozen may not know its partitions yet.
+        let ask = |partition| {
+            eventually("Kafka tells where a partition begins and ends", ASK, || {
+                let bounds = consumer.fetch_watermarks(topic, partition, ASK);
+                bounds.map_err(|error| error.to_string())
+            })
+        };
+        let partitions = eventually("Kafka knows the topic", ASK, || match self.partitions(topic) {
+            0 => Err("no partition".to_owned()),
+            partitions => Ok(partitions),
+        });
+        (0..partitions).map(ask).collect()
     }
 
     /// What a group has committed of each partition: offset and metadata.
