@@ -182,7 +182,8 @@ impl Limits {
             Err(shown) => {
                 metrics().bad_overrides.increment(1);
                 self.tell_wrong(token, shown);
-                before
+                // That it was not on the list is no limit of its own.
+                if before.listed { before } else { self.default }
             }
         }
     }
@@ -311,6 +312,18 @@ mod tests {
             [(blocked, false)],
             "kept where the new one is bad"
         );
+    }
+
+    #[test]
+    fn a_wrong_value_leaves_the_limit_that_was_before_but_not_that_of_the_unlisted() {
+        let limits = Limits::new(&RateLimit::default());
+        let own = |before| limits.own("t", Value::BulkString(b"1,000".to_vec()), before);
+        let before = Limit {
+            events: Some(7),
+            ..limits.default
+        };
+        assert_eq!(own(before), before);
+        assert_eq!(own(limits.unlisted()), limits.default);
     }
 
     #[test]

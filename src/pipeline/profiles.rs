@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::retry::delays;
 use crate::redis::{COMMANDS_AT_ONCE, Redis};
-use crate::telemetry::{Service, metrics};
+use crate::telemetry::metrics;
 
 /// Bytes of keys that wait to be dropped while the cache is away.
 const MOST_WAITING: usize = 16 << 20;
@@ -74,7 +74,6 @@ impl Profiles {
             let mut delays = delays();
             // Nobody waits for it, and that the cache is away was told when it began.
             while self.send(&keys).await.is_err() {
-                metrics().retries.of(Service::Redis).increment(1);
                 sleep(delays.next().unwrap_or(PATIENCE)).await;
             }
         }

@@ -17,10 +17,13 @@ use super::{Dropped, Outcome, Partition, Prepared, Worker, timed};
 use crate::clickhouse::{identifier, literal};
 use crate::event::Event;
 use crate::faults;
-use crate::telemetry::{Stage, metrics};
+use crate::telemetry::{Service, Stage, WaitsFor, metrics};
 
 /// The longest pause before a block is announced once more: with a clock that is off it never helps.
 const AFTER_STALE: Duration = Duration::from_secs(5);
+
+/// Said where an announcement grew too old.
+const IN_VAIN: &str = "insert: refused for its time, or in vain until it was too old";
 
 /// What a recovery sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,7 @@ impl Partition {
     pub(super) async fn recover(&self, prepared: &mut Prepared) -> Result<(), Dropped> {
         self.wait_out_a_lost_announcement(prepared).await;
         let mut delays = delays();
+        let mut wait = None;
         loop {
             let announcement = self.announcement(prepared).await;
             timed(Stage::Announce, self.announce(&prepared.block, announcement)).await?;
@@ -81,6 +85,9 @@ impl Partition {
             };
             let Some(present) = present else {
                 metrics().insert_retries.increment(1);
+                metrics().retries.of(Service::ClickHouse).increment(1);
+                // From the first one on: each attempt has a wait of its own, which ends with its announcement.
+                wait.get_or_insert_with(|| self.waiter().waits_for(WaitsFor::ClickHouse, IN_VAIN.to_owned()));
                 tracing::warn!(
                     partition = self.number,
                     start = prepared.block.start,

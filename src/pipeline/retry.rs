@@ -114,7 +114,7 @@ impl Failure for RedisError {
     }
 
     fn logged(&self) -> String {
-        told::known(self).map_or_else(|| with_causes(self), str::to_owned)
+        told::logged(self)
     }
 }
 

@@ -118,7 +118,8 @@ impl Sampler {
             .collect();
         let mut failed = None;
         for (name, look, ended, lost) in join_all(asked).await {
-            if nodes && lost {
+            // A cache may forget.
+            if nodes && lost && self.server == RedisServer::State {
                 self.tell_of_loss(&name);
             }
             self.primaries.insert(name, look);
@@ -146,9 +147,7 @@ impl Sampler {
     fn tell_of_loss(&self, node: &str) {
         self.looks.forgotten.increment(1);
         self.looks.forgot.set(1);
-        if self.server == RedisServer::State {
-            self.health.redis_forgot();
-        }
+        self.health.redis_forgot();
         tracing::error!(
             node,
             "Redis no longer holds what it held, the mark of the claims or most keys of a node: it came back empty, or was \

@@ -2,6 +2,8 @@
 
 use ::redis::RedisError;
 
+use crate::causes::with_causes;
+
 /// What went wrong, without a word of the client library's or of a script: fit for everybody's eyes.
 pub fn told(error: &RedisError) -> String {
     match known(error) {
@@ -15,16 +17,22 @@ pub fn told(error: &RedisError) -> String {
     }
 }
 
+/// What went wrong, for the log: the same, and the whole of it, which names commands, nodes and slots.
+pub fn logged(error: &RedisError) -> String {
+    let all = with_causes(error);
+    known(error).map_or_else(|| all.clone(), |known| format!("{known} ({all})"))
+}
+
 /// What the server's own words for a refusal mean, where they are known.
-pub fn known(error: &RedisError) -> Option<&'static str> {
+fn known(error: &RedisError) -> Option<&'static str> {
     Some(match error.code()? {
         "OOM" => "its memory is full (maxmemory), and it refuses writes",
         "READONLY" => "it is a replica, and refuses writes",
         "NOREPLICAS" => "it refuses writes for want of replicas (min-replicas-to-write)",
         "MISCONF" => "it cannot write to its disk, and refuses writes",
         "LOADING" => "it is still loading its data",
-        "MASTERDOWN" => "it is a replica that has lost its primary",
-        "CLUSTERDOWN" => "its Cluster is down, or some slots are nobody's",
+        "MASTERDOWN" => "it is no primary, or a replica that has lost its own",
+        "CLUSTERDOWN" => "its Cluster is down, or nodes do not say whose some slots are",
         "NOPERM" => "its user may not do this (see docs/redis-connections.md)",
         "NOAUTH" | "WRONGPASS" => "it refuses user or password",
         "WRONGTYPE" => "a key holds another type of value than it should",
@@ -62,6 +70,8 @@ mod tests {
             let told = told(&server(line));
             assert!(told.contains(word) && !told.contains("script"), "{told}");
         }
+        let refused = server("NOPERM this user has no permissions to run the 'get' command");
+        assert!(logged(&refused).contains("may not") && logged(&refused).contains("'get'"));
         let gone = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
         assert_eq!(told(&gone), "it cannot be reached");
         let late = RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));

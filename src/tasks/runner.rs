@@ -20,7 +20,7 @@ use super::Doer;
 use super::held::{Held, TaskError, failed};
 use super::queue::{Queue, To, Whose};
 use super::task::{Parked, Status, Task, Work, is_refresh, known_kind};
-use crate::redis::told::told;
+use crate::redis::told::logged;
 use crate::redis::{Client, Redis};
 use crate::telemetry::{self, TaskOutcome, metrics};
 
@@ -84,7 +84,7 @@ impl Runner {
                     if !failed_before {
                         tracing::warn!(
                             service = "redis",
-                            error = told(&error),
+                            error = logged(&error),
                             "no task can be taken; trying again"
                         );
                     }
@@ -207,11 +207,8 @@ impl Runner {
             ..Status::of(task)
         });
         // As it stands: it has not begun, and goes on waiting under the same name.
-        let Ok(stands) = std::str::from_utf8(text) else {
-            return;
-        };
-        self.move_it(text, To::Later(stands.to_owned(), BEHIND), told.as_ref())
-            .await;
+        let stands = String::from_utf8(text.to_vec()).unwrap_or_else(|_| task.text());
+        self.move_it(text, To::Later(stands, BEHIND), told.as_ref()).await;
     }
 
     /// Runs it, with its lease held, until it ends, is lost, or the process may wait no longer.

@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::queue::{Queue, To, Whose};
 use super::runner::parked;
 use super::task::{Status, Task, is_refresh, known_kind};
-use crate::redis::told::told;
+use crate::redis::told::logged;
 use crate::telemetry::{self, TaskOutcome, metrics};
 
 /// At the most between two looks; a short lease is looked after more often.
@@ -31,7 +31,7 @@ pub(super) async fn tend(queue: &Queue, lease: Duration, max_attempts: u32) {
         {
             tracing::warn!(
                 service = "redis",
-                error = told(error),
+                error = logged(error),
                 "tasks cannot be tended; trying again"
             );
         }

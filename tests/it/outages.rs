@@ -187,6 +187,7 @@ fn a_worker_whose_clock_is_off_says_so_and_does_not_hammer() {
         began.elapsed()
     );
     assert!(scene.logged("compare the clocks") > 0);
+    worker.waits(0, "clickhouse", "refused for its time");
     shift(0);
     scene.settled();
     assert_eq!(scene.clickhouse.count(&scene.database), 10);
