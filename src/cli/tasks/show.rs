@@ -12,9 +12,10 @@ use crate::cli::{CliError, print};
 use crate::tasks::task::Status;
 
 pub(super) async fn show(cli: &Cli, id: &str, json: bool) -> Result<ExitCode, CliError> {
+    // Before the lists: what is told as parked stands there by then.
+    let status = cli.told(cli.queue.told(id).await)?;
     let listing = cli.listing().await?;
     let all = as_json(&listing);
-    let status = cli.told(cli.queue.told(id).await)?;
     let places = ["running", "waiting", "later", "parked"];
     let found = places.iter().find_map(|place| {
         let tasks = all[place].as_array()?;
