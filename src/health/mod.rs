@@ -1,8 +1,8 @@
 //! What is ready, and why not.
 //!
-//! Owns the state that `/healthz` and `/readyz` tell (`readiness` puts the latter's answer together): whether each service answers, as the [`Prober`] and the
-//! worker see it, whether the worker still polls, and what its partitions wait for (`waits`). It decides nothing:
-//! back-pressure is the pipeline's.
+//! Owns the state that `/healthz` and `/readyz` tell: whether each service answers, as the [`Prober`] and the worker see
+//! it, whether the worker still polls, and what its partitions wait for (`waits`). `readiness` puts the answer together. It
+//! decides nothing: back-pressure is the pipeline's.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
